@@ -1,0 +1,255 @@
+//! `[listen.NAME]`: one table per door.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use documented::DocumentedFields;
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::problem::Report;
+use super::units::{FileMode, Span};
+use crate::secret::Secret;
+
+/// One door.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listen {
+    /// dovecot (the socket over which gatepost-dovecot-auth hands over all of Dovecot's auth sockets) |
+    /// dovecot-auth (Dovecot's auth client protocol: Postfix, Exim) | dovecot-master (userdb look-ups and lists) | http
+    pub protocol: Protocol,
+    /// A unix socket, at most 107 bytes; or `address`.
+    pub path: Option<PathBuf>,
+    /// A TCP address such as `127.0.0.1:12345`; or `path`.
+    pub address: Option<SocketAddr>,
+    /// File mode of the unix socket.
+    pub mode: FileMode,
+    /// Owner of the unix socket; empty: the daemon's own user.
+    pub user: String,
+    /// Group of the unix socket; empty: the daemon's own group.
+    pub group: String,
+    /// Users who may hand sockets over (protocol dovecot), by peer credentials.
+    pub peers: Vec<String>,
+    /// How "later" is said: auto | close | fail. auto closes the connection for Postfix and Exim, which know no
+    /// other way, and answers `code=temp_fail` to Dovecot.
+    pub temp_failure: TempFailure,
+    /// Connections at one time; more wait in the backlog.
+    pub max_connections: usize,
+    /// Attempts in flight per connection; more are not read.
+    pub max_in_flight: usize,
+    /// A peer that does not take an answer within this time is cut off.
+    pub write_timeout: Span,
+    /// Refusals leave no earlier than this after the attempt arrived. Default: 2s for dovecot*, 0s for http, where
+    /// the caller would hold a worker meanwhile.
+    pub failure_delay: Option<Span>,
+    /// Nets that may connect; required for a TCP door off loopback, where http also needs a token.
+    #[serde(deserialize_with = "nets")]
+    pub allow: Vec<IpNet>,
+    /// What an http door serves: login, health, metrics.
+    pub serve: Vec<Serve>,
+    /// Callers of an http door must send this (Bearer, X-API-Key, or Basic password); not for health. The
+    /// text itself, or `"env:NAME"`; or `token_file = "path"`.
+    #[serde(skip)]
+    pub token: Secret,
+    /// Nets whose word about the client's address is believed.
+    #[serde(deserialize_with = "nets")]
+    pub trusted: Vec<IpNet>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            protocol: Protocol::Dovecot,
+            path: None,
+            address: None,
+            mode: FileMode(0o660),
+            user: String::new(),
+            group: String::new(),
+            peers: vec!["root".into(), "dovecot".into()],
+            temp_failure: TempFailure::Auto,
+            max_connections: 10_000,
+            max_in_flight: 1_000,
+            write_timeout: Span::seconds(10),
+            failure_delay: None,
+            allow: Vec::new(),
+            serve: vec![Serve::Login, Serve::Health],
+            token: Secret::default(),
+            trusted: super::listen::loopback(),
+        }
+    }
+}
+
+impl Listen {
+    /// The delay of refusals on this door.
+    #[must_use]
+    pub fn failure_delay(&self) -> Duration {
+        match (self.failure_delay, self.protocol) {
+            (Some(span), _) => span.0,
+            (None, Protocol::Http) => Duration::ZERO,
+            (None, _) => Duration::from_secs(2),
+        }
+    }
+}
+
+impl Listen {
+    pub(super) fn check(&self, deadline: Span, report: &mut Report) {
+        match (&self.path, self.address) {
+            (None, None) => report.problem("", "this door is nowhere", "path or address"),
+            (Some(_), Some(_)) => {
+                report.problem("address", "path is set as well", "either path or address");
+            }
+            (Some(path), None) => check_socket_path(path, "path", report),
+            (None, Some(address)) => self.check_address(address, report),
+        }
+        report.require_count(
+            self.max_connections,
+            1_000_000,
+            "max_connections",
+            "0 would let nobody in",
+        );
+        report.require_count(self.max_in_flight, 10_000, "max_in_flight", "0 would read nothing");
+        report.require(
+            self.write_timeout.0 > Duration::ZERO,
+            "write_timeout",
+            "no time at all",
+            "a span of time such as 10s",
+        );
+        report.require(
+            self.failure_delay() <= deadline.0,
+            "failure_delay",
+            "longer than login.deadline",
+            "a span of time such as 2s",
+        );
+        if self.protocol == Protocol::Http {
+            report.require(
+                !self.serve.is_empty(),
+                "serve",
+                "an http door serves something",
+                "login, health, metrics",
+            );
+        } else if !self.token.is_empty() {
+            report.notice("token", "has an effect on http doors only");
+        }
+        if self.protocol == Protocol::Dovecot {
+            report.require(
+                !self.peers.is_empty(),
+                "peers",
+                "nobody could hand sockets over",
+                "users such as root and dovecot",
+            );
+        }
+    }
+
+    /// login.md D-6.
+    fn check_address(&self, address: SocketAddr, report: &mut Report) {
+        if self.protocol == Protocol::Dovecot {
+            report.problem("address", "sockets are handed over on a unix socket", "path");
+            return;
+        }
+        if address.ip().to_canonical().is_loopback() {
+            return;
+        }
+        report.require(
+            !self.allow.is_empty(),
+            "allow",
+            "this door is open to the net",
+            "the nets that may connect, such as 192.0.2.0/24",
+        );
+        let asks_token = self.protocol != Protocol::Http || !self.token.is_empty();
+        report.require(
+            asks_token,
+            "token",
+            "an http door that is open to the net needs a token",
+            "token, token_file or \"env:NAME\"",
+        );
+    }
+
+    /// Whether both cannot listen at one time. Port 0 is a new port each time.
+    pub(super) fn collides_with(&self, other: &Self) -> bool {
+        let same_path = self.path.is_some() && self.path == other.path;
+        let same_address = match (self.address, other.address) {
+            (Some(one), Some(two)) => {
+                let any = one.ip().is_unspecified() || two.ip().is_unspecified();
+                let same_ip = one.ip() == two.ip() || (any && one.is_ipv4() == two.is_ipv4());
+                one.port() != 0 && one.port() == two.port() && same_ip
+            }
+            _ => false,
+        };
+        same_path || same_address
+    }
+}
+
+/// sockaddr_un holds 108 bytes, the last of them NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+pub(super) fn check_socket_path(path: &Path, key: &str, report: &mut Report) {
+    let bytes = path.as_os_str().len();
+    report.require(
+        bytes <= MAX_SOCKET_PATH,
+        key,
+        "too long for a socket",
+        "a path of at most 107 bytes",
+    );
+    report.require(
+        path.is_absolute(),
+        key,
+        "not a whole path",
+        "a path such as /run/gatepost/auth",
+    );
+}
+
+/// Nets; a lone address is a net of one.
+fn nets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let parse = |text: &String| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(parse).collect::<Result<_, _>>().map_err(|_| {
+        serde::de::Error::custom(
+            "expected nets such as 192.0.2.0/24 or addresses such as 192.0.2.1",
+        )
+    })
+}
+
+/// 127.0.0.0/8 and ::1.
+#[must_use]
+pub fn loopback() -> Vec<IpNet> {
+    ["127.0.0.0/8", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect()
+}
+
+/// What a door speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// The hand-over socket of gatepost-dovecot-auth.
+    Dovecot,
+    /// Dovecot's auth client protocol.
+    DovecotAuth,
+    /// Dovecot's auth master protocol (userdb).
+    DovecotMaster,
+    /// HTTP.
+    Http,
+}
+
+/// How "later" is said on Dovecot's auth protocol (login.md D-3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TempFailure {
+    /// By the client's version and flags.
+    Auto,
+    /// Always close.
+    Close,
+    /// Always `FAIL … code=temp_fail`.
+    Fail,
+}
+
+/// What an http door serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Serve {
+    /// `/livez`, `/readyz`.
+    Health,
+    /// `POST /v1/login`.
+    Login,
+    /// `/metrics`.
+    Metrics,
+}
