@@ -1,0 +1,8 @@
+//! The wire formats: bytes to values and back. Pure: no socket, no clock, no module of ours but [`crate::secret`].
+//!
+//! Every parser is bounded: a length is checked before anything of that length is kept.
+
+pub mod dovecot;
+pub mod handover;
+pub mod json_login;
+pub mod sasl;
