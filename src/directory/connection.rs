@@ -1,0 +1,190 @@
+//! Operations on one connection. The one place that calls the client library, so that no operation goes without a
+//! time limit and no search leaves its message id behind.
+
+use std::time::{Duration, Instant};
+
+use ldap3::controls::RawControl;
+use ldap3::{Ldap, LdapError, LdapResult, Scope, SearchOptions};
+use tokio::time::timeout;
+
+use super::connect::show;
+use super::entry::{self, Entry, EntryError, Item};
+use super::filter::Filter;
+use super::verdict::{BindReply, POLICY_OID, parse_policy};
+use crate::clock;
+
+/// A connection; dropping the last handle closes it.
+#[derive(Debug)]
+pub struct Connection {
+    ldap: Ldap,
+    born: Instant,
+}
+
+/// What to search for.
+#[derive(Clone, Debug)]
+pub struct Query<'a> {
+    /// The DN to start at.
+    pub base: &'a str,
+    /// How deep.
+    pub scope: Scope,
+    /// Whom.
+    pub filter: &'a Filter,
+    /// Which attributes.
+    pub attributes: &'a [String],
+    /// More entries than this: code 4.
+    pub limit: u16,
+}
+
+/// A search's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// LDAP result code.
+    pub code: u32,
+    /// The server's own words.
+    pub text: String,
+    /// What was found, at most the limit.
+    pub entries: Vec<Entry>,
+}
+
+/// Why an operation has no answer. The connection must not be used again, unless [`OperationError::is_answered`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperationError {
+    /// The connection ended after the request was given to it.
+    #[error("connection ended: {0}")]
+    Broken(String),
+    /// The server answered, but with an entry that could not be read.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// The client library does not take the filter.
+    #[error("filter {0} is not accepted")]
+    Filter(String),
+    /// The connection had ended before the request was sent.
+    #[error("connection was closed")]
+    NotSent,
+    /// No answer in time.
+    #[error("no answer within {}", show(*.0))]
+    Timeout(Duration),
+}
+
+impl OperationError {
+    /// Whether the server is not to blame: the connection is as good as before.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        matches!(self, Self::Entry(_) | Self::Filter(_))
+    }
+}
+
+impl Connection {
+    pub(super) fn new(ldap: Ldap) -> Self {
+        Self { ldap, born: clock::now() }
+    }
+
+    /// A simple bind. An answer of the server, whatever its code, is `Ok`.
+    ///
+    /// # Errors
+    /// [`OperationError`]. Not cancel-safe: a bind that was dropped half way still decides who this connection is.
+    pub async fn bind(
+        &mut self,
+        dn: &str,
+        password: &str,
+        within: Duration,
+    ) -> Result<BindReply, OperationError> {
+        let control = RawControl { ctype: POLICY_OID.to_owned(), crit: false, val: None };
+        let call = self.ldap.with_controls(control).with_timeout(within).simple_bind(dn, password);
+        let LdapResult { rc, text, ctrls, .. } =
+            limited(within, call).await?.map_err(|error| operation_error(error, within))?;
+        let policy = ctrls
+            .into_iter()
+            .find(|control| control.1.ctype == POLICY_OID)
+            .and_then(|control| parse_policy(&control.1.val.unwrap_or_default()));
+        Ok(BindReply { code: rc, text, policy })
+    }
+
+    /// A search; many may run at once on one connection. Referrals are ignored.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub async fn search(
+        &self,
+        query: &Query<'_>,
+        within: Duration,
+    ) -> Result<Found, OperationError> {
+        limited(within, self.run(query, within)).await?
+    }
+
+    async fn run(&self, query: &Query<'_>, within: Duration) -> Result<Found, OperationError> {
+        let failed = |error| match error {
+            LdapError::FilterParsing => OperationError::Filter(query.filter.as_str().to_owned()),
+            other => operation_error(other, within),
+        };
+        let mut ldap = self.ldap.clone();
+        let options = SearchOptions::new().sizelimit(i32::from(query.limit));
+        // The plain stream: adapters, `search()` among them, leave each message id in a set that only grows.
+        let mut stream = ldap
+            .with_search_options(options)
+            .with_timeout(within)
+            .streaming_search(query.base, query.scope, query.filter.as_str(), query.attributes)
+            .await
+            .map_err(failed)?;
+        let mut entries = Vec::new();
+        let mut problem = None;
+        // Nothing is asked of the stream after its first None: it would panic.
+        let ended = loop {
+            let Some(item) = stream.next().await.map_err(failed)? else { break true };
+            match entry::decode(item.0) {
+                Ok(Item::Entry(_)) if entries.len() >= usize::from(query.limit) => break false,
+                Ok(Item::Entry(entry)) => entries.push(entry),
+                Ok(Item::Ignored) => {}
+                Err(error) => problem = Some(error),
+            }
+        };
+        let id = stream.ldap_handle().last_id();
+        let LdapResult { rc, text, .. } = stream.finish().await;
+        if !ended {
+            // The server does not keep to the size limit.
+            ldap.with_timeout(within).abandon(id).await.map_err(failed)?;
+        }
+        if let Some(problem) = problem {
+            return Err(problem.into());
+        }
+        if !ended {
+            return Ok(Found { code: SIZE_LIMIT, text: String::new(), entries });
+        }
+        Ok(Found { code: rc, text, entries })
+    }
+
+    /// The server's certificate (DER), on a protected connection.
+    pub(super) async fn certificate(&mut self, within: Duration) -> Option<Vec<u8>> {
+        timeout(within, self.ldap.get_peer_certificate()).await.ok()?.ok()?
+    }
+
+    /// Whether it is known to have ended. False may be late.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.ldap.clone().is_closed()
+    }
+
+    /// How long it has been open.
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.born)
+    }
+}
+
+/// RFC 4511: sizeLimitExceeded.
+pub(super) const SIZE_LIMIT: u32 = 4;
+
+async fn limited<T>(within: Duration, call: impl Future<Output = T>) -> Result<T, OperationError> {
+    timeout(within, call).await.map_err(|_| OperationError::Timeout(within))
+}
+
+fn operation_error(error: LdapError, within: Duration) -> OperationError {
+    match error {
+        LdapError::OpSend { .. } => OperationError::NotSent,
+        LdapError::Timeout { .. } => OperationError::Timeout(within),
+        LdapError::ResultRecv { .. } | LdapError::EndOfStream => {
+            OperationError::Broken("no answer came".into())
+        }
+        other => OperationError::Broken(other.to_string()),
+    }
+}

@@ -1,0 +1,495 @@
+//! One server of a profile: its connections, its standing, the probe that finds out whether it is back.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ldap3::Scope;
+
+use super::breaker::{PROBE_INTERVAL, REFUSAL_INTERVAL, Turn, next_doubled};
+use super::connect::{ConnectError, Target};
+use super::connection::{Connection, Found, OperationError, Query};
+use super::filter::Filter;
+use super::pool::{BUSY, UNAVAILABLE, lock};
+use super::raw_bind::RawConnection;
+use super::standing::Standing;
+use super::verdict::{BindReply, Class, classify};
+use crate::clock;
+use crate::metrics::Metrics;
+use crate::secret::Secret;
+
+/// Searches on one connection before it is replaced: the client library's book-keeping only grows.
+const OPERATIONS_LIMIT: u32 = 50_000;
+
+/// A bind connection that has been idle for longer may have been forgotten by a firewall on the way.
+const IDLE_LIMIT: Duration = Duration::from_secs(120);
+
+/// What the servers of a profile have in common.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) connect_timeout: Duration,
+    pub(super) timeout: Duration,
+    pub(super) max_age: Duration,
+    pub(super) search_connections: usize,
+    pub(super) service: Service,
+}
+
+/// Who searches.
+#[derive(Debug)]
+pub(super) enum Service {
+    /// Nobody in particular.
+    Anonymous,
+    /// The service account.
+    Account { dn: String, password: Secret },
+}
+
+/// Why a server gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) kind: FailureKind,
+    pub(super) detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// The request did not get to work there: no connection, or the server's own "busy".
+    NotReached,
+    /// The request may have been at work.
+    Unanswered,
+    /// Our configuration: the service account is refused, a filter is not accepted.
+    Ours,
+}
+
+/// One server.
+pub(super) struct Host {
+    target: Target,
+    settings: Arc<Settings>,
+    metrics: Metrics,
+    standing: Standing,
+    service_refusal: Mutex<Option<String>>,
+    probing: AtomicBool,
+    slots: Vec<tokio::sync::Mutex<Slot>>,
+    turn: AtomicUsize,
+    idle: Mutex<Vec<Idle>>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("Host").field(self.label()).finish()
+    }
+}
+
+/// A place for one search connection. Whoever finds it empty connects; the others wait for that.
+#[derive(Default)]
+struct Slot {
+    connection: Option<Arc<Shared>>,
+    failed: Option<(Instant, Failure)>,
+}
+
+/// A connection that many searches use at once.
+struct Shared {
+    connection: Connection,
+    operations: AtomicU32,
+    dead: AtomicBool,
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Fresh,
+    FromIdle,
+}
+
+impl Host {
+    pub(super) fn new(target: Target, settings: Arc<Settings>, metrics: Metrics) -> Arc<Self> {
+        let slots = (0..settings.search_connections.max(1)).map(|_| tokio::sync::Mutex::default());
+        Arc::new(Self {
+            standing: Standing::new(Arc::clone(target.label()), metrics.clone()),
+            service_refusal: Mutex::default(),
+            probing: AtomicBool::new(false),
+            slots: slots.collect(),
+            turn: AtomicUsize::new(0),
+            idle: Mutex::default(),
+            target,
+            settings,
+            metrics,
+        })
+    }
+
+    pub(super) fn label(&self) -> &Arc<str> {
+        self.target.label()
+    }
+
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    pub(super) fn allows(&self) -> bool {
+        self.standing.allows()
+    }
+
+    pub(super) fn silent_for(&self, time: Duration, now: Instant) -> bool {
+        self.standing.silent_for(time, now)
+    }
+
+    pub(super) fn service_refusal(&self) -> Option<String> {
+        lock(&self.service_refusal).clone()
+    }
+
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.service_refusal().or_else(|| self.standing.last_error())
+    }
+
+    pub(super) fn describe(&self) -> String {
+        self.last_error().unwrap_or_else(|| format!("ldap server {}: up", self.label()))
+    }
+
+    /// From now on the metrics tell how the server is.
+    pub(super) fn show(&self) {
+        self.standing.show();
+    }
+
+    /// From now on the metrics no longer know the server, even if somebody still waits for it.
+    pub(super) fn hide(&self) {
+        self.standing.hide();
+    }
+
+    /// A search on a shared connection. One that turns out dead is replaced once.
+    pub(super) async fn search(self: &Arc<Self>, query: &Query<'_>) -> Result<Found, Failure> {
+        let (shared, taken) = self.shared().await?;
+        let result = self.search_on(&shared, query).await;
+        match result {
+            Err(OperationError::NotSent | OperationError::Broken(_))
+                if taken == Taken::FromIdle =>
+            {
+                let (shared, _) = self.shared().await?;
+                let result = self.search_on(&shared, query).await;
+                self.judge(result, |found| found.code, "search")
+            }
+            other => self.judge(other, |found| found.code, "search"),
+        }
+    }
+
+    async fn search_on(&self, shared: &Shared, query: &Query<'_>) -> Result<Found, OperationError> {
+        shared.operations.fetch_add(1, Ordering::Relaxed);
+        let started = clock::now();
+        let result = shared.connection.search(query, self.settings.timeout).await;
+        let word = match &result {
+            Ok(found) if matches!(found.code, 0 | 4 | 32) => "ok",
+            Ok(_) | Err(OperationError::Filter(_)) => "refused",
+            Err(OperationError::Timeout(_)) => "timeout",
+            Err(_) => "failed",
+        };
+        self.count("search", word, started);
+        if result.as_ref().is_err_and(|error| !error.is_answered()) {
+            shared.dead.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// A bind on a connection of its own. Sent at most once (login.md Q-5).
+    ///
+    /// Must run in a task that nobody cancels.
+    pub(super) async fn bind(
+        self: &Arc<Self>,
+        dn: &str,
+        password: &[u8],
+    ) -> Result<BindReply, Failure> {
+        let Ok(password) = std::str::from_utf8(password) else {
+            return self.bind_raw(dn, password).await;
+        };
+        let (mut connection, taken) = match self.take_idle(clock::now()) {
+            Some(connection) => (connection, Taken::FromIdle),
+            None => (self.connect().await?, Taken::Fresh),
+        };
+        let mut result = self.bind_on(&mut connection, dn, password, self.settings.timeout).await;
+        if taken == Taken::FromIdle && result == Err(OperationError::NotSent) {
+            connection = self.connect().await?;
+            result = self.bind_on(&mut connection, dn, password, self.settings.timeout).await;
+        }
+        let reply = self.judge(result, |reply| reply.code, "bind")?;
+        if !matches!(reply.code, BUSY | UNAVAILABLE) {
+            self.put_back(connection);
+        }
+        Ok(reply)
+    }
+
+    /// A password that is not UTF-8: the client library would not send it.
+    async fn bind_raw(self: &Arc<Self>, dn: &str, password: &[u8]) -> Result<BindReply, Failure> {
+        let open = RawConnection::open(&self.target, self.settings.connect_timeout);
+        let connection = self.connected(open).await?;
+        let started = clock::now();
+        let result = connection.bind(dn, password, self.settings.timeout).await;
+        self.count_bind(&result, started);
+        self.judge(result, |reply| reply.code, "bind")
+    }
+
+    async fn bind_on(
+        &self,
+        connection: &mut Connection,
+        dn: &str,
+        password: &str,
+        within: Duration,
+    ) -> Result<BindReply, OperationError> {
+        let started = clock::now();
+        let result = connection.bind(dn, password, within).await;
+        self.count_bind(&result, started);
+        result
+    }
+
+    fn count_bind(&self, result: &Result<BindReply, OperationError>, started: Instant) {
+        let word = match result {
+            Ok(BindReply { code: 0, .. }) => "ok",
+            Ok(_) => "refused",
+            Err(OperationError::Timeout(_)) => "timeout",
+            Err(_) => "failed",
+        };
+        self.count("bind", word, started);
+    }
+
+    fn take_idle(&self, now: Instant) -> Option<Connection> {
+        let mut idle = lock(&self.idle);
+        while let Some(last) = idle.pop() {
+            if self.is_fresh(&last, now) {
+                return Some(last.connection);
+            }
+        }
+        None
+    }
+
+    fn put_back(&self, connection: Connection) {
+        let now = clock::now();
+        let mut idle = lock(&self.idle);
+        // The last in is the first out: those below would grow old unseen.
+        idle.retain(|other| self.is_fresh(other, now));
+        idle.push(Idle { connection, since: now });
+    }
+
+    fn is_fresh(&self, idle: &Idle, now: Instant) -> bool {
+        now.saturating_duration_since(idle.since) < IDLE_LIMIT
+            && self.is_usable(&idle.connection, now)
+    }
+
+    fn is_usable(&self, connection: &Connection, now: Instant) -> bool {
+        connection.age(now) < self.settings.max_age && !connection.is_closed()
+    }
+
+    /// One of the shared connections, connected if need be.
+    async fn shared(self: &Arc<Self>) -> Result<(Arc<Shared>, Taken), Failure> {
+        let asked = clock::now();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.slots.len().max(1);
+        let Some(slot) = self.slots.get(turn) else {
+            return Err(Failure { kind: FailureKind::Ours, detail: "no search connection".into() });
+        };
+        let mut slot = slot.lock().await;
+        if let Some(shared) = &slot.connection {
+            let used = shared.operations.load(Ordering::Relaxed);
+            let dead = shared.dead.load(Ordering::Relaxed);
+            if !dead && used < OPERATIONS_LIMIT && self.is_usable(&shared.connection, clock::now())
+            {
+                return Ok((Arc::clone(shared), Taken::FromIdle));
+            }
+        }
+        slot.connection = None;
+        // Somebody failed while we waited for the slot: the same would happen to us.
+        if let Some((when, failure)) = &slot.failed
+            && *when >= asked
+        {
+            return Err(failure.clone());
+        }
+        match self.open().await {
+            Ok(connection) => {
+                let shared = Arc::new(Shared {
+                    connection,
+                    operations: AtomicU32::new(0),
+                    dead: AtomicBool::new(false),
+                });
+                slot.connection = Some(Arc::clone(&shared));
+                Ok((shared, Taken::Fresh))
+            }
+            Err(failure) => {
+                slot.failed = Some((clock::now(), failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    /// Connects and binds as the service account, unless that was refused a moment ago.
+    async fn open(self: &Arc<Self>) -> Result<Connection, Failure> {
+        if let Some(detail) = self.service_refusal() {
+            return Err(Failure { kind: FailureKind::Ours, detail });
+        }
+        self.open_as_service().await
+    }
+
+    async fn open_as_service(self: &Arc<Self>) -> Result<Connection, Failure> {
+        let until = clock::now() + self.settings.connect_timeout;
+        let mut connection = self.connect().await?;
+        let Service::Account { dn, password } = &self.settings.service else {
+            return Ok(connection);
+        };
+        let left = until.saturating_duration_since(clock::now());
+        let result = self.bind_on(&mut connection, dn, password.expose(), left).await;
+        let reply = self.judge(result, |reply| reply.code, "bind as service account")?;
+        match classify(&reply) {
+            Class::Accepted(_) => {
+                if lock(&self.service_refusal).take().is_some() {
+                    tracing::info!(directory.server = %self.label(), "service account accepted again");
+                }
+                Ok(connection)
+            }
+            Class::Trouble => Err(Failure {
+                kind: FailureKind::NotReached,
+                detail: self
+                    .say(&format!("bind as service account: code {} {}", reply.code, reply.text)),
+            }),
+            _ => {
+                let detail = self.say(&format!(
+                    "service account {dn:?} is refused: code {} {}",
+                    reply.code, reply.text
+                ));
+                if lock(&self.service_refusal).replace(detail.clone()).is_none() {
+                    tracing::error!(directory.server = %self.label(), error = %detail, "service account refused");
+                }
+                self.start_probe();
+                Err(Failure { kind: FailureKind::Ours, detail })
+            }
+        }
+    }
+
+    async fn connect(self: &Arc<Self>) -> Result<Connection, Failure> {
+        self.connected(self.target.connect(self.settings.connect_timeout)).await
+    }
+
+    async fn connected<T>(
+        self: &Arc<Self>,
+        connecting: impl Future<Output = Result<T, ConnectError>>,
+    ) -> Result<T, Failure> {
+        let started = clock::now();
+        // Boxed: it is rare, and larger than all else in the futures of search and bind.
+        match Box::pin(connecting).await {
+            Ok(connection) => {
+                self.count("connect", "ok", started);
+                Ok(connection)
+            }
+            Err(error) => {
+                let word = if error.timed_out { "timeout" } else { "failed" };
+                self.count("connect", word, started);
+                let detail = self.say(&error.detail);
+                self.failed(&detail);
+                Err(Failure { kind: FailureKind::NotReached, detail })
+            }
+        }
+    }
+
+    /// Tells the breaker what became of an operation, and makes a failure of what has no answer.
+    fn judge<T>(
+        self: &Arc<Self>,
+        result: Result<T, OperationError>,
+        code: impl Fn(&T) -> u32,
+        operation: &str,
+    ) -> Result<T, Failure> {
+        match result {
+            // A proxy whose backend is gone says 52: nobody who knows has answered.
+            Ok(answer) if code(&answer) == UNAVAILABLE => {
+                self.failed(&self.say(&format!("{operation}: code {UNAVAILABLE} unavailable")));
+                Ok(answer)
+            }
+            Ok(answer) => {
+                self.standing.answered();
+                Ok(answer)
+            }
+            Err(OperationError::Filter(filter)) => Err(Failure {
+                kind: FailureKind::Ours,
+                detail: self.say(&format!("{operation}: filter {filter} is not accepted")),
+            }),
+            // One entry that is not as it should be is no reason to give up the server for everybody.
+            Err(OperationError::Entry(error)) => {
+                self.standing.answered();
+                let detail = self.say(&format!("{operation}: {error}"));
+                Err(Failure { kind: FailureKind::Ours, detail })
+            }
+            Err(error) => {
+                let detail = self.say(&format!("{operation}: {error}"));
+                self.failed(&detail);
+                let kind = match error {
+                    OperationError::NotSent => FailureKind::NotReached,
+                    _ => FailureKind::Unanswered,
+                };
+                Err(Failure { kind, detail })
+            }
+        }
+    }
+
+    fn say(&self, what: &str) -> String {
+        format!("ldap server {}: {}", self.label(), what.trim_end())
+    }
+
+    fn count(&self, operation: &'static str, word: &'static str, started: Instant) {
+        let took = clock::now().saturating_duration_since(started);
+        self.metrics.ldap_operation(self.label(), operation, word, took);
+    }
+
+    fn failed(self: &Arc<Self>, error: &str) {
+        if self.standing.failed(error) == Turn::Opened {
+            lock(&self.idle).clear();
+            self.start_probe();
+        }
+    }
+
+    fn needs_probe(&self) -> bool {
+        !self.allows() || self.service_refusal().is_some()
+    }
+
+    /// One task that asks until the server answers and takes the service account. It ends with the host.
+    fn start_probe(self: &Arc<Self>) {
+        if self.probing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut after_refusal = REFUSAL_INTERVAL;
+        let mut interval = match self.service_refusal() {
+            Some(_) => next_doubled(&mut after_refusal),
+            None => PROBE_INTERVAL,
+        };
+        let host = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                let Some(host) = host.upgrade() else { return };
+                let probed = host.probe().await;
+                if !host.needs_probe() {
+                    host.probing.store(false, Ordering::Release);
+                    // It may have failed again just before that store.
+                    if !host.needs_probe() || host.probing.swap(true, Ordering::AcqRel) {
+                        return;
+                    }
+                }
+                interval = match probed {
+                    Err(Failure { kind: FailureKind::Ours, .. }) => {
+                        next_doubled(&mut after_refusal)
+                    }
+                    _ => PROBE_INTERVAL,
+                };
+            }
+        });
+    }
+
+    /// Connects, binds as the service account and reads the root DSE.
+    async fn probe(self: &Arc<Self>) -> Result<(), Failure> {
+        let connection = self.open_as_service().await?;
+        let filter = Filter::any();
+        let query = Query {
+            base: "",
+            scope: Scope::Base,
+            filter: &filter,
+            attributes: &super::profile::no_attributes(),
+            limit: 1,
+        };
+        let result = connection.search(&query, self.settings.timeout).await;
+        self.judge(result, |found| found.code, "probe").map(|_| ())
+    }
+}

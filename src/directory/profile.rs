@@ -1,0 +1,441 @@
+//! One configured directory: finds people and checks passwords. The rules are login.md and table B.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::time::timeout_at;
+
+use super::connect::Target;
+use super::entry::{self, Reader};
+use super::filter::Filter;
+use super::host::{Host, Settings};
+use super::matching::{Matching, same_dn};
+use super::pool::{Gate, Pool};
+use super::preset;
+use super::setup::{self, Place, Source};
+use super::tls::Files;
+use super::verdict::{BindReply, Class, GraceLogins, classify, said, with_state};
+use super::{Answer, Fault, Finding, Known, Question, Share, Trouble, Wanted, Why, fault};
+use crate::clock;
+use crate::config::directory::{Directory, Preset};
+use crate::identity::Login;
+use crate::metrics::Metrics;
+use crate::person::{AccountState, Person};
+use crate::secret::Password;
+
+/// One configured directory.
+#[derive(Debug)]
+pub struct Profile {
+    name: Arc<str>,
+    epoch: u64,
+    /// What it was built from, for the next reload to compare.
+    source: Source,
+    pub(super) pool: Pool,
+    pub(super) settings: Arc<Settings>,
+    gate: Gate,
+    pub(super) reader: Reader,
+    pub(super) matching: Matching,
+    pub(super) places: Vec<Place>,
+    pub(super) wanted: Vec<String>,
+    preset: Preset,
+}
+
+/// One server's health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostHealth {
+    /// `ldaps://dc1.example:636`
+    pub host: String,
+    /// Whether it is asked at present.
+    pub up: bool,
+    /// Its last trouble, while there is any.
+    pub last_error: Option<String>,
+}
+
+/// Why a name finds whom it finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// The filters that were sent, one per place; empty if no entry can have this name.
+    pub filter_used: String,
+    /// What they found.
+    pub finding: Finding,
+    /// If they found nobody: whom the name finds without the profile's own filter.
+    pub without_filter: Option<String>,
+}
+
+/// A question that outlives its asker.
+struct Asked {
+    login: Login,
+    password: Password,
+    known: Option<Known>,
+    /// Found by it if not by name.
+    id: Option<Box<str>>,
+    deadline: Instant,
+}
+
+impl Profile {
+    pub(super) fn build(
+        name: &str,
+        section: &Directory,
+        previous: Option<&Arc<Self>>,
+        metrics: &Metrics,
+    ) -> Result<Arc<Self>, Vec<Fault>> {
+        let one = |fault: Fault| vec![fault];
+        let identity = preset::identity(section)
+            .map_err(|error| one(fault("identity.disabled_rule", error.to_string())))?;
+        let matching = setup::matching(section, &identity.login_attributes).map_err(one)?;
+        let wanted = setup::wanted_attributes(section, &identity.id_attribute, &matching);
+        let source = Source {
+            section: setup::relevant(section),
+            wanted: wanted.clone(),
+            files: Files::read(section).map_err(one)?,
+        };
+        if let Some(previous) = previous.filter(|previous| previous.source == source) {
+            return Ok(Arc::clone(previous));
+        }
+        let parts =
+            (setup::service(section), Target::list(section, &source.files), setup::places(section));
+        let (service, targets, places) = match parts {
+            (Ok(service), Ok(targets), Ok(places)) => (service, targets, places),
+            (service, targets, places) => {
+                let faults = [service.err(), targets.err(), places.err()];
+                return Err(faults.into_iter().flatten().collect());
+            }
+        };
+        let settings = Arc::new(Settings {
+            connect_timeout: section.connect_timeout.0,
+            timeout: section.timeout.0,
+            max_age: section.connection_max_age.0,
+            search_connections: section.search_connections,
+            service,
+        });
+        let hosts = targets
+            .into_iter()
+            .map(|target| Host::new(target, Arc::clone(&settings), metrics.clone()))
+            .collect();
+        let name: Arc<str> = name.into();
+        Ok(Arc::new(Self {
+            epoch: setup::epoch(section, &wanted),
+            pool: Pool::new(hosts, section.failback_after.0),
+            gate: Gate::new(section.bind_connections, section.queue),
+            reader: Reader {
+                profile: Arc::clone(&name),
+                identity,
+                remember: section.auth.remember,
+            },
+            places,
+            preset: section.preset,
+            name,
+            source,
+            settings,
+            matching,
+            wanted,
+        }))
+    }
+
+    /// The profile's name.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Another number when the section changed in a way that makes remembered answers old.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether people of this directory log in at all (`auth.enabled`). [`super::Directories::route`] leaves out those
+    /// that do not.
+    #[must_use]
+    pub fn takes_logins(&self) -> bool {
+        self.source.section.auth.enabled
+    }
+
+    pub(super) fn checks_certificates(&self) -> bool {
+        self.source.section.verify
+    }
+
+    /// Asks whether this is the password of the person with this name. An asker that goes away does not stop what has
+    /// begun: a bind that was cut off half way would spoil its connection.
+    pub async fn ask(self: &Arc<Self>, question: Question<'_>) -> Answer {
+        let asked = Asked {
+            login: question.login.clone(),
+            password: question.password.clone(),
+            known: question.known.cloned(),
+            id: question
+                .linked
+                .map(Box::from)
+                .or_else(|| question.known.map(|known| known.id.clone())),
+            deadline: question.deadline,
+        };
+        let profile = Arc::clone(self);
+        // Boxed: it is several kilobytes, and would be moved, and kept in each caller's future, again and again.
+        let work = Box::pin(async move { profile.answer(&asked).await });
+        self.run(question.share, question.deadline, work).await.unwrap_or_else(Answer::from)
+    }
+
+    /// Looks for somebody; no password is checked.
+    pub async fn find(
+        self: &Arc<Self>,
+        wanted: Wanted<'_>,
+        share: Share,
+        deadline: Instant,
+    ) -> Finding {
+        let profile = Arc::clone(self);
+        let found = match wanted {
+            Wanted::Id(id) => {
+                let id = Box::<str>::from(id);
+                self.run(share, deadline, async move { profile.search_id(&id).await }).await
+            }
+            Wanted::Login(login) => {
+                let login = login.clone();
+                self.run(share, deadline, async move { profile.search_login(&login).await }).await
+            }
+        };
+        found.unwrap_or_else(Finding::Failed)
+    }
+
+    /// Reads a known entry again where it stood. `None` if it is not there any more, or another stands there, or the
+    /// profile's filter leaves it out.
+    pub async fn read_stamp(
+        self: &Arc<Self>,
+        known: &Known,
+        share: Share,
+        deadline: Instant,
+    ) -> Finding {
+        let profile = Arc::clone(self);
+        let known = known.clone();
+        let work = async move {
+            let Some(filter) = profile.filter_at(&known.dn) else { return Finding::None };
+            match profile.read(&known.dn, &filter).await {
+                Finding::One(person) if person.id != known.id => Finding::None,
+                finding => finding,
+            }
+        };
+        self.run(share, deadline, work).await.unwrap_or_else(Finding::Failed)
+    }
+
+    /// Whether people who are remembered may get in without the directory (login.md M-3): no server has answered
+    /// anything for 5 s, or the service account is refused.
+    #[must_use]
+    pub fn grace_allowed(&self, now: Instant) -> bool {
+        self.pool.grace_allowed(now)
+    }
+
+    /// Whether all servers are given up for now: asking would only fail.
+    #[must_use]
+    pub fn nothing_answers(&self) -> bool {
+        self.pool.nothing_answers()
+    }
+
+    /// How the servers are, in the order of preference.
+    #[must_use]
+    pub fn health(&self) -> Vec<HostHealth> {
+        let health = |host: &Arc<Host>| HostHealth {
+            host: host.label().to_string(),
+            up: host.allows() && host.service_refusal().is_none(),
+            last_error: host.last_error(),
+        };
+        self.pool.hosts().iter().map(health).collect()
+    }
+
+    /// Looks for a name and says by which filters; if nobody is found, also without the profile's own filter.
+    pub async fn explain(self: &Arc<Self>, login: &Login, deadline: Instant) -> Explained {
+        let sent: Vec<String> = self
+            .matching
+            .filter(login)
+            .iter()
+            .flat_map(|filter| {
+                self.places.iter().map(|place| place.filter.and(filter).as_str().to_owned())
+            })
+            .collect();
+        let finding = self.find(Wanted::Login(login), Share::Known, deadline).await;
+        let without_filter = match finding {
+            Finding::None => {
+                let profile = Arc::clone(self);
+                let login = login.clone();
+                let work = async move { profile.first_without_filter(&login).await };
+                self.run(Share::Known, deadline, work).await.ok().flatten()
+            }
+            _ => None,
+        };
+        Explained { filter_used: sent.join(" "), finding, without_filter }
+    }
+
+    /// Runs the work in a task of its own, once there is a place for it.
+    async fn run<T: Send + 'static>(
+        &self,
+        share: Share,
+        deadline: Instant,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Trouble> {
+        let ticket = self.gate.enter(share, deadline).await?;
+        if clock::now() >= deadline {
+            return Err(self.too_late());
+        }
+        let task = tokio::spawn(async move {
+            let done = work.await;
+            drop(ticket);
+            done
+        });
+        match timeout_at(deadline.into(), task).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                Err(Trouble { why: Why::Odd, detail: format!("directory {}: {error}", self.name) })
+            }
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    fn too_late(&self) -> Trouble {
+        let detail = format!("directory {}: no answer before the deadline", self.name);
+        Trouble { why: Why::Deadline, detail }
+    }
+
+    /// where the entry is known, bind and read at the same time; else search, then bind.
+    async fn answer(&self, asked: &Asked) -> Answer {
+        if !asked.password.is_well_formed() {
+            let detail = "a password that no directory may see came as far as the directory".into();
+            return Answer::Odd { detail };
+        }
+        if let Some(known) = &asked.known
+            && let Some(filter) = self.filter_at(&known.dn)
+        {
+            return self.answer_known(asked, known, &filter).await;
+        }
+        match self.search(asked).await {
+            Finding::One(person) => self.check(asked, person).await,
+            other => other.into(),
+        }
+    }
+
+    async fn answer_known(&self, asked: &Asked, known: &Known, filter: &Filter) -> Answer {
+        let (bound, read) =
+            tokio::join!(self.bind(&known.dn, &asked.password), self.read(&known.dn, filter));
+        let reply = match bound {
+            Ok(reply) => reply,
+            Err(trouble) => return trouble.into(),
+        };
+        match read {
+            Finding::One(person) => match with_state(classify(&reply), person.state) {
+                Class::Gone | Class::Wrong => self.answer_after_search(asked, known, &reply).await,
+                class => self.conclude(class, &reply, person),
+            },
+            // Moved, gone, or left out by the filter: whatever the bind said.
+            Finding::None => self.answer_after_search(asked, known, &reply).await,
+            Finding::Failed(trouble) => self.answer_unread(&reply, trouble),
+            other => other.into(),
+        }
+    }
+
+    /// the bind's answer counts only if a fresh search finds the person where it was tried.
+    async fn answer_after_search(&self, asked: &Asked, known: &Known, reply: &BindReply) -> Answer {
+        match self.search(asked).await {
+            Finding::One(person) if same_dn(&person.dn, &known.dn) => {
+                let class = with_state(classify(reply), person.state);
+                self.conclude(class, reply, person)
+            }
+            Finding::One(person) => self.check(asked, person).await,
+            Finding::Failed(trouble) => self.answer_unread(reply, trouble),
+            other => other.into(),
+        }
+    }
+
+    /// The bind was answered, but the entry could not be read. A "no" counts even so: who was refused must not get in
+    /// by grace (login.md M-3), which [`Answer::Trouble`] and [`Answer::Ours`] allow.
+    fn answer_unread(&self, reply: &BindReply, trouble: Trouble) -> Answer {
+        match classify(reply) {
+            Class::Disabled => Answer::Disabled { person: None },
+            Class::Locked(lock) => Answer::Locked { person: None, lock },
+            Class::Expired | Class::Gone | Class::MustChange | Class::Odd | Class::Wrong => {
+                let detail = format!(
+                    "directory {}: the directory refused the login (code {}) but the entry could not be read: {}",
+                    self.name, reply.code, trouble.detail
+                );
+                Answer::Odd { detail }
+            }
+            Class::Accepted(_) | Class::Ours | Class::Trouble => trouble.into(),
+        }
+    }
+
+    /// One bind as the person found.
+    async fn check(&self, asked: &Asked, person: Person) -> Answer {
+        if person.state == AccountState::Disabled {
+            return Answer::Disabled { person: Some(person) };
+        }
+        if clock::now() >= asked.deadline {
+            return self.too_late().into();
+        }
+        match self.bind(&person.dn, &asked.password).await {
+            Ok(reply) => {
+                let class = with_state(classify(&reply), person.state);
+                self.conclude(class, &reply, person)
+            }
+            Err(trouble) => trouble.into(),
+        }
+    }
+
+    async fn bind(&self, dn: &str, password: &Password) -> Result<BindReply, Trouble> {
+        if dn.is_empty() {
+            let detail = format!("directory {}: an entry without a name", self.name);
+            return Err(Trouble { why: Why::Odd, detail });
+        }
+        self.pool.bind(dn, password.as_bytes()).await.map_err(Trouble::from)
+    }
+
+    fn conclude(&self, class: Class, reply: &BindReply, person: Person) -> Answer {
+        let detail = || {
+            let text = format!("bind as {}: code {} {}", person.dn, reply.code, reply.text);
+            format!("directory {}: {}", self.name, text.trim_end())
+        };
+        match class {
+            Class::Accepted(_) if self.has_expired(&person) => Answer::Expired { person },
+            Class::Accepted(grace) => {
+                Answer::Accepted { person, grace_logins: grace == GraceLogins::Counting }
+            }
+            Class::Disabled => Answer::Disabled { person: Some(person) },
+            Class::Expired => Answer::Expired { person },
+            Class::Locked(lock) => Answer::Locked { person: Some(person), lock },
+            Class::MustChange => Answer::MustChange { person },
+            Class::Odd => Answer::Odd { detail: detail() },
+            Class::Ours => Answer::Ours { detail: detail() },
+            // A fresh search has just found the entry: the server contradicts itself.
+            Class::Gone | Class::Trouble => {
+                Answer::Trouble(Trouble { why: Why::Directory, detail: detail() })
+            }
+            Class::Wrong => Answer::Wrong { person, said: said(reply) },
+        }
+    }
+
+    fn has_expired(&self, person: &Person) -> bool {
+        self.preset == Preset::FreeIpa
+            && entry::kerberos_password_expired(&person.attributes, clock::unix_seconds())
+    }
+
+    /// By name; then by id, for somebody who is known or linked.
+    async fn search(&self, asked: &Asked) -> Finding {
+        match (self.search_login(&asked.login).await, &asked.id) {
+            (Finding::None, Some(id)) => self.search_id(id).await,
+            (finding, _) => finding,
+        }
+    }
+}
+
+/// RFC 4511 §4.5.1.8: no attributes; an empty list would mean all of them.
+pub(super) fn no_attributes() -> [String; 1] {
+    ["1.1".to_owned()]
+}
+
+impl From<Finding> for Answer {
+    /// What a finding means when nobody was found to bind as.
+    fn from(finding: Finding) -> Self {
+        match finding {
+            Finding::Ambiguous(dns) => Self::Ambiguous { dns },
+            Finding::Failed(trouble) => trouble.into(),
+            Finding::None => Self::Absent,
+            Finding::One(person) => {
+                Self::Odd { detail: format!("{} was found but not asked about", person.dn) }
+            }
+        }
+    }
+}
