@@ -1,0 +1,27 @@
+//! Links: which directory entry a mailbox belongs to.
+
+use super::dialect::{Transaction, statements};
+use super::{Link, StoreError};
+
+statements! {
+    LINKED = "SELECT mailbox FROM links WHERE profile = ? AND id = ?";
+    INSERT = "INSERT INTO links (profile, id, mailbox) VALUES (?, ?, ?)" or_ignore "profile, id";
+}
+
+impl Transaction {
+    /// The number of the mailbox that belongs to a directory entry.
+    pub(super) async fn linked_id(&mut self, link: &Link) -> Result<Option<i64>, StoreError> {
+        let row = self.row(LINKED, &[(&*link.profile).into(), (&*link.id).into()]).await?;
+        row.map(|row| row.int(0)).transpose()
+    }
+
+    /// Ties an entry to a mailbox; `false` if it is tied to one already.
+    pub(crate) async fn insert_link(
+        &mut self,
+        link: &Link,
+        mailbox: i64,
+    ) -> Result<bool, StoreError> {
+        let values = [(&*link.profile).into(), (&*link.id).into(), mailbox.into()];
+        Ok(self.execute(INSERT, &values).await? == 1)
+    }
+}

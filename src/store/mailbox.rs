@@ -1,0 +1,290 @@
+//! The mailbox: what we keep of a local account.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::template::{Active, DisabledDelivery};
+use crate::identity::Address;
+
+/// A mailbox with its addresses, tags and link, as one read of the store gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mailbox {
+    /// The store's own number.
+    pub id: i64,
+    /// The canonical address; what doors answer as the user.
+    pub address: Address,
+    /// The domain of the address is switched on.
+    pub domain_active: bool,
+    /// The fields that templates and attributes govern.
+    pub settings: Settings,
+    /// An administrator's disable; wins over everything.
+    pub disabled_by_admin: bool,
+    /// Fields that an administrator keeps as they are.
+    pub pinned: BTreeSet<Field>,
+    /// Further addresses and who owns each.
+    pub aliases: BTreeMap<Address, Origin>,
+    /// Free words and who owns each.
+    pub tags: BTreeMap<Box<str>, Origin>,
+    /// The directory entry it belongs to; `None` for a local account.
+    pub link: Option<Link>,
+    /// Written once, at creation.
+    pub place: Place,
+    /// What the directory wants for it and it cannot have; reported when that began.
+    pub held: BTreeSet<Held>,
+}
+
+/// A value that the directory or a template asks for and that could not be written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    /// The field it is for.
+    pub field: Field,
+    /// The value.
+    pub value: Box<str>,
+    /// Why not.
+    pub why: Misfit,
+}
+
+/// Why a wanted value could not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Misfit {
+    /// The address is somebody else's.
+    AddressTaken,
+    /// No mail address, or one that must not stand in a path.
+    BadAddress,
+    /// A value that may not stand in a userdb field.
+    BadValue,
+    /// The domain has as many mailboxes as it may.
+    DomainFull,
+    /// The domain is switched off.
+    DomainInactive,
+    /// The domain is not configured.
+    DomainUnknown,
+    /// More than one mailbox of this domain may have.
+    MailboxQuota,
+    /// The entry has no address (any more).
+    NoAddress,
+    /// A quota that is no size.
+    NotASize,
+    /// The domain's quota is used up.
+    QuotaExceeded,
+    /// No rule matches; the mailbox keeps its template.
+    TemplateUnmatched,
+    /// Longer than we keep; cut.
+    TooLong,
+    /// More aliases than we keep.
+    TooMany,
+}
+
+impl Misfit {
+    /// Every reason.
+    pub const ALL: &'static [Self] = &[
+        Self::AddressTaken,
+        Self::BadAddress,
+        Self::BadValue,
+        Self::DomainFull,
+        Self::DomainInactive,
+        Self::DomainUnknown,
+        Self::MailboxQuota,
+        Self::NoAddress,
+        Self::NotASize,
+        Self::QuotaExceeded,
+        Self::TemplateUnmatched,
+        Self::TooLong,
+        Self::TooMany,
+    ];
+
+    /// The word in the journal and in the store.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AddressTaken => "address-taken",
+            Self::BadAddress => "bad-address",
+            Self::BadValue => "bad-value",
+            Self::DomainFull => "domain-full",
+            Self::DomainInactive => "domain-inactive",
+            Self::DomainUnknown => "domain-unknown",
+            Self::MailboxQuota => "mailbox-quota",
+            Self::NoAddress => "no-address",
+            Self::NotASize => "not-a-size",
+            Self::QuotaExceeded => "quota-exceeded",
+            Self::TemplateUnmatched => "template-unmatched",
+            Self::TooLong => "too-long",
+            Self::TooMany => "too-many",
+        }
+    }
+
+    /// Only the store can tell: it depends on other mailboxes, and is tried again when something became free.
+    #[must_use]
+    pub fn depends_on_others(self) -> bool {
+        matches!(self, Self::AddressTaken | Self::DomainFull | Self::QuotaExceeded)
+    }
+
+    pub(super) fn parse(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|why| why.as_str() == word)
+    }
+}
+
+/// An administrator's word on a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody logs in, whatever the directory says.
+    Disabled,
+    /// The directory and the template decide.
+    Enabled,
+}
+
+/// The fields that a template or an attribute governs, as last written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The template they came from.
+    pub template: Box<str>,
+    /// The name people see; may be empty.
+    pub display_name: Box<str>,
+    /// Bytes; 0: no limit.
+    pub quota: u64,
+    /// imap, pop3, smtp, sieve, dav.
+    pub protocols: BTreeSet<Box<str>>,
+    /// Whether it may be used.
+    pub active: Active,
+    /// Mail for a mailbox that may not log in.
+    pub disabled_delivery: DisabledDelivery,
+    /// Further userdb fields.
+    pub extra: BTreeMap<Box<str>, Box<str>>,
+}
+
+/// Where the mail lies; never changed after creation (login.md V-7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The home directory.
+    pub home: Box<str>,
+    /// Numeric user id.
+    pub uid: u32,
+    /// Numeric group id.
+    pub gid: u32,
+}
+
+/// The tie between a directory entry and a mailbox.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Link {
+    /// The profile's name.
+    pub profile: Box<str>,
+    /// The entry's immutable id, in the text form of [`crate::person::Person::id`].
+    pub id: Box<str>,
+}
+
+/// Who owns an entry of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// An administrator; logins leave it alone.
+    Admin,
+    /// The directory or a template; logins add and remove it.
+    Directory,
+}
+
+/// A field that can be pinned, and that a change can touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Field {
+    /// `active`
+    Active,
+    /// `address`: the canonical one
+    Address,
+    /// `aliases`
+    Aliases,
+    /// `disabled_delivery`
+    DisabledDelivery,
+    /// `display_name`
+    DisplayName,
+    /// `extra`
+    Extra,
+    /// `protocols`
+    Protocols,
+    /// `quota`
+    Quota,
+    /// `tags`
+    Tags,
+    /// `template`
+    Template,
+}
+
+impl Field {
+    /// Every field.
+    pub const ALL: &'static [Self] = &[
+        Self::Active,
+        Self::Address,
+        Self::Aliases,
+        Self::DisabledDelivery,
+        Self::DisplayName,
+        Self::Extra,
+        Self::Protocols,
+        Self::Quota,
+        Self::Tags,
+        Self::Template,
+    ];
+
+    /// The word on the command line and in the store.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Address => "address",
+            Self::Aliases => "aliases",
+            Self::DisabledDelivery => "disabled_delivery",
+            Self::DisplayName => "display_name",
+            Self::Extra => "extra",
+            Self::Protocols => "protocols",
+            Self::Quota => "quota",
+            Self::Tags => "tags",
+            Self::Template => "template",
+        }
+    }
+
+    /// The field of that name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|field| field.as_str() == name)
+    }
+}
+
+impl Mailbox {
+    /// Roughly what it takes in memory, in bytes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let settings = &self.settings;
+        let aliases: usize = self.aliases.keys().map(|alias| alias.as_str().len() + 96).sum();
+        let tags: usize = self.tags.keys().map(|tag| tag.len() + 48).sum();
+        let held: usize = self.held.iter().map(|held| held.value.len() + 64).sum();
+        let extra: usize =
+            settings.extra.iter().map(|(key, value)| key.len() + value.len() + 96).sum();
+        let texts = settings.display_name.len() + self.place.home.len();
+        600 + aliases + tags + held + extra + texts
+    }
+}
+
+#[cfg(test)]
+impl Mailbox {
+    /// A mailbox for tests of other layers.
+    pub(crate) fn sample(address: &str) -> Self {
+        use crate::config::template::{Active, DisabledDelivery};
+        use crate::identity::Case;
+        Self {
+            id: 1,
+            address: Address::parse(address, Case::Fold).unwrap(),
+            domain_active: true,
+            settings: Settings {
+                template: "staff".into(),
+                display_name: "".into(),
+                quota: 0,
+                protocols: BTreeSet::from(["imap".into(), "smtp".into()]),
+                active: Active::Yes,
+                disabled_delivery: DisabledDelivery::Accept,
+                extra: BTreeMap::new(),
+            },
+            disabled_by_admin: false,
+            pinned: BTreeSet::new(),
+            aliases: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            link: Some(Link { profile: "corp".into(), id: "1".into() }),
+            place: Place { home: "/srv/mail/sample".into(), uid: 5000, gid: 5001 },
+            held: BTreeSet::new(),
+        }
+    }
+}

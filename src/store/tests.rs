@@ -1,0 +1,189 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::dialect::{Db, Statement};
+use super::*;
+use crate::config::domain::Domain as Limits;
+use crate::config::units::ByteSize;
+use crate::identity::{Address, Case, Domain};
+
+fn config(directory: &tempfile::TempDir) -> crate::config::store::Store {
+    let path = directory.path().join("data/gatepost.db");
+    crate::config::store::Store { url: format!("sqlite://{}", path.display()), max_connections: 4 }
+}
+
+async fn open() -> (Store, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    (Store::open(&config(&directory)).await.unwrap(), directory)
+}
+
+fn address(text: &str) -> Address {
+    Address::parse(text, Case::Fold).unwrap()
+}
+
+fn domains(max_mailboxes: u32, quota: u64) -> BTreeMap<String, Limits> {
+    let limits = Limits { max_mailboxes, quota: ByteSize(quota), ..Limits::default() };
+    BTreeMap::from([("Example.org".to_owned(), limits)])
+}
+
+#[tokio::test]
+async fn every_statement_can_be_prepared() {
+    let (store, _directory) = open().await;
+    let Db::Sqlite { writer, .. } = &store.db;
+    let all: Vec<(&str, Statement)> =
+        [addresses::STATEMENTS, domains::STATEMENTS, links::STATEMENTS, mailboxes::STATEMENTS]
+            .concat();
+
+    assert!(all.len() > 25);
+    for (name, statement) in all {
+        let explained = sqlx::AssertSqlSafe(format!("EXPLAIN {}", statement.sqlite));
+        let prepared = sqlx::raw_sql(explained).execute(writer).await;
+        assert!(prepared.is_ok(), "{name}: {prepared:?}");
+    }
+}
+
+#[tokio::test]
+async fn statements_keep_to_what_the_databases_share() {
+    let all =
+        [addresses::STATEMENTS, domains::STATEMENTS, links::STATEMENTS, mailboxes::STATEMENTS];
+    for (name, statement) in all.concat() {
+        let upper = statement.sqlite.to_ascii_uppercase();
+        for own in ["INSERT OR", "REPLACE INTO", "DATETIME(", "UNIXEPOCH", "ROWID", "GLOB", "\""] {
+            assert!(!upper.contains(own), "{name}: {own}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_file_is_private_and_opens_again() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (store, directory) = open().await;
+    store.mirror_domains(&domains(0, 0)).await.unwrap();
+
+    let again = Store::open(&config(&directory)).await.unwrap();
+
+    let mode = |path: &str| {
+        std::fs::metadata(directory.path().join(path)).unwrap().permissions().mode() & 0o777
+    };
+    assert_eq!((mode("data"), mode("data/gatepost.db")), (0o700, 0o600));
+    again.check().await.unwrap();
+    let room = Room { domain: &Domain::parse("example.org").unwrap(), quota: 0 };
+    assert_eq!(again.has_room(room).await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn an_unusable_url_is_named() {
+    for url in ["postgres://localhost/x", "sqlite::memory:", "sqlite:///proc/none/x.db", ""] {
+        let config = crate::config::store::Store { url: url.into(), max_connections: 1 };
+        let error = Store::open(&config).await.unwrap_err();
+        assert!(matches!(error, StoreError::Misconfigured { .. }), "{url}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn domains_are_mirrored_and_those_left_out_become_inactive() {
+    let (store, _directory) = open().await;
+    let name = Domain::parse("example.org").unwrap();
+    let room = Room { domain: &name, quota: 5 };
+
+    assert_eq!(store.has_room(room).await.unwrap(), Err(NoRoom::Unknown));
+    store.mirror_domains(&domains(1, 10)).await.unwrap();
+    assert_eq!(store.has_room(room).await.unwrap(), Ok(()));
+    assert_eq!(store.has_room(Room { quota: 11, ..room }).await.unwrap(), Err(NoRoom::Quota));
+    assert_eq!(store.has_room(Room { quota: 0, ..room }).await.unwrap(), Err(NoRoom::Quota));
+    store.mirror_domains(&BTreeMap::new()).await.unwrap();
+    assert_eq!(store.has_room(room).await.unwrap(), Err(NoRoom::Inactive));
+}
+
+#[tokio::test]
+async fn the_same_domains_again_write_nothing() {
+    let (store, _directory) = open().await;
+    store.mirror_domains(&domains(1, 10)).await.unwrap();
+    let before = store.begin_read().await.unwrap().capacity().await.unwrap();
+
+    store.mirror_domains(&domains(1, 10)).await.unwrap();
+
+    assert_eq!(store.begin_read().await.unwrap().capacity().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_deleted_or_replaced_file_is_noticed() {
+    let (store, directory) = open().await;
+    let path = directory.path().join("data/gatepost.db");
+    let moved = directory.path().join("data/moved.db");
+
+    std::fs::rename(&path, &moved).unwrap();
+    assert!(matches!(store.check().await, Err(StoreError::Unavailable { .. })));
+    std::fs::write(&path, b"").unwrap();
+    assert!(store.check().await.unwrap_err().to_string().contains("was replaced"));
+    std::fs::rename(&moved, &path).unwrap();
+    store.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lock_of_another_process_ends_the_wait_in_time() {
+    let (store, directory) = open().await;
+    let path = directory.path().join("data/gatepost.db");
+    let mut holder = lock(&path);
+
+    let started = crate::clock::now();
+    let written = store.mirror_domains(&domains(1, 1)).await;
+
+    assert!(matches!(written, Err(StoreError::Unavailable { .. })), "{written:?}");
+    assert!(crate::clock::now().duration_since(started) < Duration::from_secs(3));
+    store.check().await.unwrap();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    store.mirror_domains(&domains(1, 1)).await.unwrap();
+}
+
+/// Another process that holds the database's write lock until it is killed.
+pub(crate) fn lock(path: &std::path::Path) -> std::process::Child {
+    python(&format!(
+        "import sqlite3, sys, time\n\
+         c = sqlite3.connect({path:?}, isolation_level=None)\n\
+         c.execute('BEGIN EXCLUSIVE')\n\
+         print('locked', flush=True)\n\
+         time.sleep(60)\n",
+        path = path.to_str().unwrap(),
+    ))
+}
+
+/// Runs a script; returns when it has said its first line.
+fn python(script: &str) -> std::process::Child {
+    use std::io::BufRead as _;
+    let mut child = std::process::Command::new("python3")
+        .args(["-c", script])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("python3 is needed for this test (package python3)");
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "locked\n");
+    child
+}
+
+#[tokio::test]
+async fn an_unknown_address_is_nobody() {
+    let (store, _directory) = open().await;
+
+    assert_eq!(store.owner(&address("nobody@example.org")).await.unwrap(), None);
+    assert_eq!(store.mailbox(&address("nobody@example.org")).await.unwrap(), None);
+    assert_eq!(
+        store.set_disabled(&address("nobody@example.org"), Standing::Disabled).await.unwrap(),
+        None
+    );
+    assert_eq!(store.addresses(None, 10).await.unwrap(), Vec::<String>::new());
+}
+
+impl Store {
+    /// Mailboxes and bytes that each domain counts.
+    pub(crate) async fn counters(&self) -> BTreeMap<String, (i64, i64)> {
+        let statement = Statement { sqlite: "SELECT name, mailboxes, quota_used FROM domains" };
+        let rows = self.begin_read().await.unwrap().rows(statement, &[]).await.unwrap();
+        let row = |row: &dialect::Row| {
+            (row.text(0).unwrap().to_owned(), (row.int(1).unwrap(), row.int(2).unwrap()))
+        };
+        rows.iter().map(row).collect()
+    }
+}
