@@ -1,0 +1,555 @@
+//! What memory cannot answer: find out who is meant, ask the directory, make or update the mailbox, remember.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::flights::{self, Settled};
+use super::gate::{self, Full, Standing};
+use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, account_key};
+use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Source, name_key};
+use crate::clock;
+use crate::directory::{Answer, Finding, Known, Lock, Profile, Question, Said, Share, Why};
+use crate::identity::Login;
+use crate::person::{Person, Stamp};
+use crate::provision::{self, Change, Outcome, Provisioned, Refusal};
+use crate::secret::Password;
+use crate::store::{Link, Mailbox};
+
+/// One question, owned by the task that asks it: a client that hangs up does not end it.
+struct Asking {
+    setup: Arc<Setup>,
+    name: String,
+    login: Login,
+    password: Password,
+    client: Option<IpAddr>,
+    protocol: Option<&'static str>,
+    deadline: Instant,
+}
+
+impl Authenticator {
+    /// Joins the equal attempts in flight, or asks for them all.
+    pub(super) async fn settle(
+        self: &Arc<Self>,
+        setup: &Arc<Setup>,
+        attempt: &Attempt,
+        login: &Login,
+        service: Service,
+    ) -> Settled {
+        let name = name_key(login).into_owned();
+        // By account where memory knows it: other names of the same person are the same question.
+        let record = self.memory.record(&name);
+        let subject = record.as_ref().map_or(name.as_str(), |record| &record.account);
+        let digest = self.memory.digest(subject, &attempt.password);
+        let (outcome, lead) = self.flights.join(subject, digest);
+        let Some(lead) = lead else {
+            return flights::wait(outcome).await.without_changes();
+        };
+        let asking = Asking {
+            setup: Arc::clone(setup),
+            name,
+            login: login.clone(),
+            password: attempt.password.clone(),
+            client: attempt.client,
+            protocol: service.protocol(),
+            deadline: attempt.arrived + setup.deadline,
+        };
+        let core = Arc::clone(self);
+        self.tracker.spawn(async move {
+            let settled = core.take_turn(&asking).await;
+            lead.settle(settled);
+        });
+        flights::wait(outcome).await
+    }
+
+    /// Waits until no other password of the account is asked about, then looks at memory once more.
+    async fn take_turn(self: &Arc<Self>, asking: &Asking) -> Settled {
+        let record = self.memory.record(&asking.name);
+        let stored = self.stored(asking, record.as_deref()).await;
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(settled) => return settled,
+        };
+        // The account: as memory knows it by this name, or as the store knows it by this address.
+        let linked = stored.as_ref().and_then(|mailbox| mailbox.link.as_ref());
+        let key = match (&record, linked) {
+            (Some(record), _) => record.account.to_string(),
+            (None, Some(link)) => account_key(&link.profile, &link.id),
+            (None, None) => asking.name.clone(),
+        };
+        let record = record.or_else(|| self.memory.account(&key));
+        let net = gate::net(asking.client);
+        let standing = match &record {
+            Some(record) if record.knows(&net) => Standing::Known,
+            _ => Standing::Stranger,
+        };
+        let turn = self.gates.turn(&key, net, standing);
+        let _turn = match tokio::time::timeout_at(asking.deadline.into(), turn).await {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(Full)) => return later(Reason::Busy, None),
+            Err(_) => return later(Reason::Deadline, None),
+        };
+        let record = self.memory.record(&asking.name).or_else(|| self.memory.account(&key));
+        self.look_again(asking, record, stored.as_ref()).await
+    }
+
+    /// Memory may know more by now, or know the account by another name.
+    async fn look_again(
+        self: &Arc<Self>,
+        asking: &Asking,
+        record: Option<Arc<Record>>,
+        stored: Option<&Mailbox>,
+    ) -> Settled {
+        let setup = &asking.setup;
+        let newest = |person: &Person| setup.newest(person);
+        let now = clock::now();
+        let recall = match record {
+            Some(record) => {
+                self.memory.recall_account(record, &asking.password, setup.terms, newest, now)
+            }
+            None => self.memory.recall(&asking.name, &asking.password, setup.terms, newest, now),
+        };
+        match recall {
+            Recall::Proven { mailbox, .. } => {
+                Settled::Proven { mailbox, source: Source::Memory, changes: None }
+            }
+            Recall::Replan(record) => self.replan(asking, &record, Source::Memory).await,
+            Recall::Refused { record, read_stamp } => {
+                if read_stamp {
+                    self.read_stamp(setup, record);
+                }
+                asking.refused(Reason::WrongPassword, Source::Memory)
+            }
+            Recall::Barred(reason) => asking.refused(reason, Source::Memory),
+            Recall::Ask(record) => self.ask(asking, Some(&record), stored).await,
+            Recall::Nothing => self.ask(asking, None, stored).await,
+        }
+    }
+
+    /// The mailbox of the name, from the store; while that is gone, as memory knows it (V-5).
+    async fn stored(
+        &self,
+        asking: &Asking,
+        record: Option<&Record>,
+    ) -> Result<Option<Mailbox>, Settled> {
+        match self.store.owner(&asking.login.address).await {
+            Ok(stored) => Ok(stored),
+            Err(error) => match record.and_then(Record::mailbox) {
+                Some(mailbox) => Ok(Some(Mailbox::clone(&mailbox))),
+                None => Err(later(Reason::StoreUnavailable, Some(&error))),
+            },
+        }
+    }
+
+    /// Templates changed since the mailbox was last planned: plan from what is remembered, ask nobody (M-9).
+    async fn replan(&self, asking: &Asking, record: &Record, source: Source) -> Settled {
+        let setup = &asking.setup;
+        let edition = self.memory.edition();
+        let (person, mailbox) = (record.person(), record.mailbox());
+        let outcome = provision::provision(
+            &self.store,
+            &setup.rules,
+            &person,
+            asking.protocol,
+            mailbox.as_deref(),
+        );
+        match self.provisioned(asking, outcome.await) {
+            Ok(ready) => {
+                self.memory.replanned(record, ready.seen(edition), setup.generation);
+                Settled::Proven { mailbox: ready.mailbox, source, changes: ready.changes }
+            }
+            Err(settled) => {
+                if matches!(settled, Settled::Refused { .. }) {
+                    self.memory.withhold(record);
+                }
+                settled
+            }
+        }
+    }
+
+    /// Finds out which directory answers for the name, and asks it.
+    async fn ask(
+        self: &Arc<Self>,
+        asking: &Asking,
+        record: Option<&Arc<Record>>,
+        stored: Option<&Mailbox>,
+    ) -> Settled {
+        let Some(stored) = stored else {
+            return self.ask_route(asking, record).await;
+        };
+        let Some(link) = &stored.link else {
+            // A local account; no directory is ever asked about it (O-2).
+            return asking.refused(Reason::Unknown, Source::Rules);
+        };
+        let Some(profile) = asking.setup.directories.profile(&link.profile) else {
+            let detail = format!("the mailbox's directory {} is not configured", link.profile);
+            return later(Reason::DirectoryMisconfigured, Some(&detail));
+        };
+        if !profile.takes_logins() {
+            let detail = format!("directory {} takes no logins", link.profile);
+            return asking.refused(Reason::Unknown, Source::Rules).because(&detail);
+        }
+        match self.ask_profile(asking, profile, Some(&*link.id), record, Some(stored)).await {
+            Some(settled) => settled,
+            None => {
+                // Gone, whatever name it was known by.
+                if let Some(record) = self.memory.account(&account_key(&link.profile, &link.id)) {
+                    self.memory.end_proofs(&record);
+                }
+                self.nobody(asking, Reason::Unknown)
+            }
+        }
+    }
+
+    /// An unknown name is routed by its domain; the first directory that knows it decides.
+    async fn ask_route(self: &Arc<Self>, asking: &Asking, record: Option<&Arc<Record>>) -> Settled {
+        let route = asking.setup.directories.route(asking.login.address.domain());
+        if route.is_empty() {
+            return asking.refused(Reason::Unknown, Source::Rules);
+        }
+        for profile in route {
+            if let Some(settled) = self.ask_profile(asking, profile, None, record, None).await {
+                return settled;
+            }
+        }
+        self.nobody(asking, Reason::Unknown)
+    }
+
+    fn nobody(&self, asking: &Asking, reason: Reason) -> Settled {
+        let until = clock::now() + asking.setup.terms.absent;
+        self.memory.nobody(&asking.name, reason, until);
+        asking.refused(reason, Source::Directory)
+    }
+
+    /// Asks one directory; `None`: it knows nobody of that name.
+    async fn ask_profile(
+        self: &Arc<Self>,
+        asking: &Asking,
+        profile: &Arc<Profile>,
+        linked: Option<&str>,
+        record: Option<&Arc<Record>>,
+        stored: Option<&Mailbox>,
+    ) -> Option<Settled> {
+        let record = record.filter(|record| record.person().profile == *profile.name());
+        let known = record.map(|record| {
+            let person = record.person();
+            Known { dn: person.dn.clone(), id: person.id.clone() }
+        });
+        let is_known = known.is_some() || linked.is_some();
+        let question = Question {
+            login: &asking.login,
+            password: &asking.password,
+            known: known.as_ref(),
+            linked,
+            share: if is_known { Share::Known } else { Share::Newcomer },
+            deadline: asking.deadline,
+        };
+        let answer = profile.ask(question).await;
+        if let (Some(record), Some(person)) = (record, answer.person())
+            && *record.account != *account_key(&person.profile, &person.id)
+        {
+            // The name leads to another entry now: whose it was must not be let in by it any more (V-6).
+            self.memory.end_proofs(record);
+        }
+        let digest = record.map(|record| self.memory.digest(&record.account, &asking.password));
+        let proven = record.zip(digest.as_ref());
+        Some(match answer {
+            Answer::Accepted { person, .. } => self.accept(asking, profile, person, stored).await,
+            Answer::Absent => {
+                if let Some(record) = record {
+                    self.memory.end_proofs(record);
+                }
+                return None;
+            }
+            Answer::Ambiguous { dns } => {
+                let detail = dns.join(" and ");
+                let settled = self.nobody(asking, Reason::Ambiguous);
+                settled.because(&detail)
+            }
+            // Trouble is logged by the directory, once; the journal has it for each attempt.
+            Answer::Ours { detail } => {
+                self.complaints.complain(profile.name(), &detail, clock::now());
+                let reason = Reason::DirectoryMisconfigured;
+                self.grace_or_later(asking, profile, proven, (reason, &detail)).await
+            }
+            Answer::Odd { detail } => {
+                self.complaints.complain(profile.name(), &detail, clock::now());
+                later(Reason::DirectoryMisconfigured, Some(&detail))
+            }
+            Answer::Trouble(trouble) => {
+                let reason = match trouble.why {
+                    Why::Busy => Reason::Busy,
+                    Why::Deadline => Reason::Deadline,
+                    Why::Directory => Reason::DirectoryUnavailable,
+                    Why::Odd | Why::Ours => Reason::DirectoryMisconfigured,
+                };
+                let why = (reason, trouble.detail.as_str());
+                self.grace_or_later(asking, profile, proven, why).await
+            }
+            refusal => self.refuse_known(asking, profile, refusal, proven),
+        })
+    }
+
+    /// The directory knows the person and says no.
+    fn refuse_known(
+        &self,
+        asking: &Asking,
+        profile: &Arc<Profile>,
+        answer: Answer,
+        proven: Option<(&Arc<Record>, &Digest)>,
+    ) -> Settled {
+        let terms = asking.setup.terms;
+        let now = clock::now();
+        let learn = |person: &Arc<Person>, then: &dyn Fn(&Learned<'_>)| {
+            if asking.setup.remembers(person) {
+                let versions =
+                    Versions { rules: asking.setup.generation, profile: profile.epoch() };
+                then(&Learned { name: &asking.name, person, versions, now });
+            } else {
+                self.end_proofs_of(person);
+            }
+        };
+        let end_proofs = |person: Option<&Person>| {
+            let account = person.map(|person| account_key(&person.profile, &person.id));
+            let record = account.and_then(|account| self.memory.account(&account));
+            if let Some(record) = record.or_else(|| proven.map(|(record, _)| Arc::clone(record))) {
+                self.memory.end_proofs(&record);
+            }
+        };
+        match answer {
+            Answer::Wrong { person, said } => {
+                let person = Arc::new(person);
+                // B-1: some directories answer a locked account's right password with a bare 49. An unmoved stamp
+                // says that the password was not changed meanwhile. Nothing is remembered of a guess like this.
+                if said == Said::Nothing
+                    && proven.is_some_and(|(record, digest)| {
+                        record.was_proven(digest)
+                            && person.stamp != Stamp::Unreadable
+                            && record.person().stamp == person.stamp
+                    })
+                {
+                    return asking.refused(Reason::Locked, Source::Directory);
+                }
+                learn(&person, &|learned| self.memory.refuse(learned, &asking.password));
+                asking.refused(Reason::WrongPassword, Source::Directory)
+            }
+            Answer::Locked { person, lock } => {
+                let reason = match lock {
+                    Lock::Locked => Reason::Locked,
+                    Lock::NotNow => Reason::NotNow,
+                };
+                if let Some(person) = person.map(Arc::new) {
+                    let until = now + terms.absent;
+                    learn(&person, &|learned| self.memory.bar(learned, reason, until));
+                }
+                asking.refused(reason, Source::Directory)
+            }
+            Answer::Disabled { person } => {
+                end_proofs(person.as_ref());
+                asking.refused(Reason::Disabled, Source::Directory)
+            }
+            Answer::Expired { person } => {
+                end_proofs(Some(&person));
+                asking.refused_proven(Reason::PasswordExpired)
+            }
+            Answer::MustChange { person } => {
+                end_proofs(Some(&person));
+                asking.refused_proven(Reason::MustChange)
+            }
+            _ => later(Reason::Internal, None),
+        }
+    }
+
+    /// The password is right: make or update the mailbox, and remember.
+    async fn accept(
+        &self,
+        asking: &Asking,
+        profile: &Arc<Profile>,
+        person: Person,
+        stored: Option<&Mailbox>,
+    ) -> Settled {
+        let setup = &asking.setup;
+        let found = Link { profile: person.profile.as_ref().into(), id: person.id.clone() };
+        if let Some(linked) = stored.and_then(|mailbox| mailbox.link.clone())
+            && linked != found
+        {
+            // The name is a mailbox's, and whoever the directory finds by it now is not its owner (V-6).
+            let refusal = Refusal::IdChanged { stored: linked, found };
+            let detail = refusal.to_string();
+            return asking.refused_because(refusal_reason(&refusal), Some(detail.into()));
+        }
+        let person = Arc::new(person);
+        let versions = Versions { rules: setup.generation, profile: profile.epoch() };
+        let edition = self.memory.edition();
+        let remembered = self
+            .memory
+            .account(&account_key(&person.profile, &person.id))
+            .and_then(|record| record.mailbox());
+        let remembered = remembered.as_deref().or(stored);
+        let outcome =
+            provision::provision(&self.store, &setup.rules, &person, asking.protocol, remembered);
+        let ready = match self.provisioned(asking, outcome.await) {
+            Ok(ready) => ready,
+            Err(settled) => {
+                if matches!(settled, Settled::Refused { .. }) {
+                    // What the person is now gets no mailbox: what they were must not get in by grace.
+                    self.end_proofs_of(&person);
+                }
+                return settled;
+            }
+        };
+        if setup.remembers(&person) {
+            let now = clock::now();
+            let learned = Learned { name: &asking.name, person: &person, versions, now };
+            let net = gate::net(asking.client);
+            self.memory.prove(&learned, &asking.password, ready.seen(edition), net);
+        } else {
+            self.end_proofs_of(&person);
+        }
+        Settled::Proven {
+            mailbox: ready.mailbox,
+            source: Source::Directory,
+            changes: ready.changes,
+        }
+    }
+
+    fn end_proofs_of(&self, person: &Person) {
+        if let Some(record) = self.memory.account(&account_key(&person.profile, &person.id)) {
+            self.memory.end_proofs(&record);
+        }
+    }
+
+    /// Grace or "later" (M-3).
+    async fn grace_or_later(
+        &self,
+        asking: &Asking,
+        profile: &Profile,
+        proven: Option<(&Arc<Record>, &Digest)>,
+        (reason, detail): (Reason, &str),
+    ) -> Settled {
+        let setup = &asking.setup;
+        let now = clock::now();
+        let graced = proven
+            .filter(|(record, _)| profile.grace_allowed(now) && setup.remembers(&record.person()))
+            .and_then(|(record, digest)| {
+                let newest = setup.newest(&record.person())?;
+                Some((record, record.grace(digest, newest, setup.terms, now)?))
+            });
+        match graced {
+            Some((_, Grace::Planned(mailbox))) => {
+                Settled::Proven { mailbox, source: Source::Grace, changes: None }
+            }
+            Some((record, Grace::Replan)) => self.replan(asking, record, Source::Grace).await,
+            None => later(reason, Some(&detail)),
+        }
+    }
+
+    fn provisioned(&self, asking: &Asking, outcome: Outcome) -> Result<Ready, Settled> {
+        match outcome {
+            Outcome::Ready(ready) => {
+                self.report(&ready);
+                let changes = if ready.created {
+                    Some(Arc::from("created"))
+                } else {
+                    changed_fields(&ready.changes)
+                };
+                let written = ready.write_error.is_none();
+                let mailbox = asking.setup.effective(ready.mailbox);
+                Ok(Ready { mailbox, changes, written })
+            }
+            Outcome::Refused(refusal) => {
+                let detail = refusal.to_string();
+                Err(asking.refused_because(refusal_reason(&refusal), Some(detail.into())))
+            }
+            Outcome::StoreUnavailable(error) => Err(later(Reason::StoreUnavailable, Some(&error))),
+        }
+    }
+
+    fn report(&self, ready: &Provisioned) {
+        let address = ready.mailbox.address.as_str();
+        if ready.created {
+            self.metrics.provisioned("created");
+        } else if let Some(error) = &ready.write_error {
+            tracing::error!(mailbox.address = %address, %error, "mailbox could not be updated");
+            self.metrics.provisioned("write-failed");
+        } else if !ready.changes.is_empty() {
+            self.metrics.provisioned("updated");
+        }
+        for report in &ready.reports {
+            tracing::warn!(mailbox.address = %address, %report, "directory asks for what cannot be done");
+        }
+    }
+
+    /// Reads an entry's change stamp in the background: a refusal was hit (M-4).
+    pub(super) fn read_stamp(self: &Arc<Self>, setup: &Setup, record: Arc<Record>) {
+        let person = record.person();
+        let Some(profile) = setup.directories.profile(&person.profile).cloned() else { return };
+        let deadline = clock::now() + setup.deadline;
+        let core = Arc::clone(self);
+        self.tracker.spawn(async move {
+            let known = Known { dn: person.dn.clone(), id: person.id.clone() };
+            let read = profile.read_stamp(&known, Share::Known, deadline).await;
+            if let Finding::One(found) = read {
+                core.memory.stamp_seen(&record, found.stamp);
+            }
+        });
+    }
+}
+
+/// A mailbox that this login made, updated or found.
+struct Ready {
+    mailbox: Arc<Mailbox>,
+    changes: Option<Arc<str>>,
+    /// The store has it as it is here.
+    written: bool,
+}
+
+impl Ready {
+    fn seen(&self, edition: u64) -> Seen {
+        Seen { mailbox: Arc::clone(&self.mailbox), edition, written: self.written }
+    }
+}
+
+impl Asking {
+    fn refused(&self, reason: Reason, source: Source) -> Settled {
+        Settled::Refused { refused: Refused::new(reason, source), asked_for: self.protocol }
+    }
+
+    fn refused_because(&self, reason: Reason, detail: Option<Arc<str>>) -> Settled {
+        let refused = Refused { reason, proven: true, source: Source::Directory, detail };
+        Settled::Refused { refused, asked_for: self.protocol }
+    }
+
+    fn refused_proven(&self, reason: Reason) -> Settled {
+        self.refused_because(reason, None)
+    }
+}
+
+/// The journal's word for a refusal of the planner.
+#[must_use]
+pub fn refusal_reason(refusal: &Refusal) -> Reason {
+    match refusal {
+        Refusal::NoTemplate => Reason::NoTemplate,
+        Refusal::NoAddress => Reason::NoAddress,
+        Refusal::BadAddress(_) => Reason::BadAddress,
+        Refusal::DomainUnknown(_) => Reason::DomainUnknown,
+        Refusal::DomainInactive => Reason::DomainInactive,
+        Refusal::DomainFull => Reason::DomainFull,
+        Refusal::QuotaExceeded => Reason::QuotaExceeded,
+        Refusal::IdChanged { .. } => Reason::IdChanged,
+        Refusal::AddressTaken { .. } => Reason::AddressTaken,
+        Refusal::CreationOff => Reason::CreationOff,
+        Refusal::TemplateUnmatched => Reason::TemplateUnmatched,
+    }
+}
+
+fn later(reason: Reason, detail: Option<&dyn std::fmt::Display>) -> Settled {
+    Settled::Later(Later { reason, detail: detail.map(|detail| detail.to_string().into()) })
+}
+
+/// The names of the fields that changed, as the journal shows them.
+fn changed_fields(changes: &[Change]) -> Option<Arc<str>> {
+    let mut fields: Vec<&str> = changes.iter().map(Change::field).collect();
+    fields.dedup();
+    (!fields.is_empty()).then(|| fields.join(",").into())
+}

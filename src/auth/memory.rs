@@ -1,0 +1,1099 @@
+//! What is remembered of logins (login.md M). Plain functions: nothing here waits, and time is an argument.
+//!
+//! One [`Record`] per account; names typed point to it. A record holds *proofs* (keyed digests of passwords that the
+//! directory accepted), *refusals* (of passwords it refused), the person as last read and the mailbox as last
+//! written. Names that are nobody's live in a part of their own, so that a flood of them pushes out no people.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use moka::sync::Cache;
+use serde::Serialize;
+use subtle::ConstantTimeEq;
+
+use super::Reason;
+use super::gate::Net;
+use crate::person::{Person, Stamp};
+use crate::secret::Password;
+use crate::store::Mailbox;
+
+/// Proofs per account: the current password, an old one that a phone still sends, and room to spare.
+const MAX_PROOFS: usize = 4;
+/// Refusals per account; the oldest goes first.
+const MAX_REFUSALS: usize = 8;
+/// Names per account (login.md M-1); further ones are asked again.
+const MAX_NAMES: usize = 8;
+/// Nets with an earlier success, per account.
+const MAX_NETS: usize = 4;
+/// A refusal of an account without a readable change stamp is trusted no longer than this (login.md M-4).
+const REFUSED_WITHOUT_STAMP: Duration = Duration::from_secs(60);
+/// A refusal that is hit reads the entry's stamp at most this often (login.md M-4).
+const STAMP_READ_EVERY: Duration = Duration::from_secs(10);
+/// What a record takes beside its person, in bytes: the struct, its lists, the maps' own share.
+const RECORD_BYTES: usize = 1400;
+
+/// What the cache itself takes for an entry, in bytes (measured: about 400).
+const ENTRY_BYTES: usize = 450;
+
+/// How long things are remembered (the `[memory]` section).
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// A proof answers alone.
+    pub fresh: Duration,
+    /// A proof still counts this much longer while no directory answers.
+    pub grace: Duration,
+    /// A refusal answers alone.
+    pub refused: Duration,
+    /// Names that are nobody's, and bars.
+    pub absent: Duration,
+}
+
+/// A keyed digest of one account's password (login.md M-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Digest([u8; 32]);
+
+/// All that is remembered.
+pub struct Memory {
+    key: [u8; 32],
+    names: Cache<Box<str>, Arc<Record>>,
+    /// Every account that some name leads to. Not a cache: a disable must find whoever is remembered.
+    accounts: Mutex<Accounts>,
+    nobodies: Cache<Box<str>, Nobody>,
+    /// How often an administrator changed a mailbox.
+    edition: AtomicU64,
+}
+
+/// What memory says about an attempt.
+#[derive(Debug)]
+pub enum Recall {
+    /// The password is proven and the mailbox is as it should be.
+    Proven {
+        /// Whose.
+        record: Arc<Record>,
+        /// What they get.
+        mailbox: Arc<Mailbox>,
+    },
+    /// The password is proven, but templates changed since: plan again, ask nobody.
+    Replan(Arc<Record>),
+    /// The password is known to be wrong.
+    Refused {
+        /// Whose.
+        record: Arc<Record>,
+        /// The entry's change stamp is due to be read.
+        read_stamp: bool,
+    },
+    /// Not asked about for a while.
+    Barred(Reason),
+    /// The account is known, this password must be asked about.
+    Ask(Arc<Record>),
+    /// Nothing is known of the name.
+    Nothing,
+}
+
+/// The newest versions that a remembered answer must match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// Of templates, mappings and domains (login.md M-9).
+    pub rules: u64,
+    /// Of the profile's own section.
+    pub profile: u64,
+}
+
+/// One account.
+#[derive(Debug)]
+pub struct Record {
+    /// `profile NUL id`.
+    pub account: Box<str>,
+    state: Mutex<State>,
+}
+
+/// Accounts by key. Those that no name leads to any more are swept out when the table has doubled.
+#[derive(Debug, Default)]
+struct Accounts {
+    records: HashMap<Box<str>, Weak<Record>>,
+    sweep_at: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    person: Arc<Person>,
+    mailbox: Option<Arc<Mailbox>>,
+    /// The rules that the mailbox was planned by; 0: plan again.
+    rules: u64,
+    proofs: Vec<Proof>,
+    refusals: Vec<Refusal>,
+    barred: Option<Bar>,
+    stamp_read: Option<Instant>,
+    names: Vec<Name>,
+    nets: Vec<Net>,
+}
+
+#[derive(Debug)]
+struct Proof {
+    digest: Digest,
+    at: Instant,
+    /// The version of the profile that was asked.
+    profile: u64,
+    /// The directory accepted another password since (login.md M-5): ask at the next use, and no grace.
+    demoted: bool,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    digest: Digest,
+    at: Instant,
+    profile: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bar {
+    until: Instant,
+    reason: Reason,
+    profile: u64,
+}
+
+/// A name that leads to an account.
+#[derive(Debug)]
+struct Name {
+    text: Box<str>,
+    /// A password was proven under it. Other names give their place up to one that is.
+    proven: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Nobody {
+    until: Instant,
+    reason: Reason,
+}
+
+/// What the directory said of a known account, as memory keeps it.
+#[derive(Debug)]
+pub struct Learned<'a> {
+    /// The name typed, as its key.
+    pub name: &'a str,
+    /// The person as read in this asking.
+    pub person: &'a Arc<Person>,
+    /// What the answer was made with.
+    pub versions: Versions,
+    /// When.
+    pub now: Instant,
+}
+
+/// What a proof is worth while no directory answers.
+#[derive(Clone, Debug)]
+pub enum Grace {
+    /// This mailbox.
+    Planned(Arc<Mailbox>),
+    /// The mailbox must be planned again first.
+    Replan,
+}
+
+/// A mailbox, and the edition of the mailboxes before it was read.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// As this login left it.
+    pub mailbox: Arc<Mailbox>,
+    /// See [`Memory::edition`].
+    pub edition: u64,
+    /// The store has it as it is here.
+    pub written: bool,
+}
+
+/// What `gatepost memory show` prints of an account. Ages in seconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Remembered {
+    /// The directory's name for the account.
+    pub profile: String,
+    /// The immutable id.
+    pub id: String,
+    /// Where the entry stands.
+    pub dn: String,
+    /// The mailbox.
+    pub mailbox: Option<String>,
+    /// Names that lead here.
+    pub names: Vec<String>,
+    /// Age of each proof, and whether it was demoted.
+    pub proofs: Vec<ProofShown>,
+    /// Age of each refusal.
+    pub refusals_age_seconds: Vec<u64>,
+    /// Not asked about for this long, and why.
+    pub barred: Option<(u64, &'static str)>,
+}
+
+/// One proof, without its digest.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProofShown {
+    /// Seconds since the directory accepted it.
+    pub age_seconds: u64,
+    /// Another password was accepted since.
+    pub demoted: bool,
+}
+
+/// How much is remembered, for the metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Entries and bytes about people.
+    pub people: (u64, u64),
+    /// Entries and bytes about names that are nobody's.
+    pub nobodies: (u64, u64),
+}
+
+impl Memory {
+    /// An empty memory bounded to `capacity` bytes; `key` is random for each process.
+    #[must_use]
+    pub fn new(capacity: u64, key: [u8; 32]) -> Self {
+        let nobodies = capacity / 8;
+        Self {
+            key,
+            names: Cache::builder()
+                .max_capacity(capacity - nobodies)
+                .weigher(|name, record: &Arc<Record>| weight(name, record.weight()))
+                .build(),
+            accounts: Mutex::default(),
+            nobodies: Cache::builder()
+                .max_capacity(nobodies)
+                .weigher(|name, _| weight(name, ENTRY_BYTES))
+                .build(),
+            edition: AtomicU64::new(0),
+        }
+    }
+
+    /// The edition of the mailboxes: taken before a mailbox is read, and handed in with it.
+    #[must_use]
+    pub fn edition(&self) -> u64 {
+        self.edition.load(Ordering::Acquire)
+    }
+
+    /// The digest of a password at an account.
+    #[must_use]
+    pub fn digest(&self, account: &str, password: &Password) -> Digest {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        // Length-prefixed, so that no account's end can pass for a password's beginning.
+        hasher.update(&(account.len() as u64).to_le_bytes());
+        hasher.update(account.as_bytes());
+        hasher.update(password.as_bytes());
+        Digest(hasher.finalize().into())
+    }
+
+    /// What is known of a name.
+    #[must_use]
+    pub fn record(&self, name: &str) -> Option<Arc<Record>> {
+        self.names.get(name)
+    }
+
+    /// The record of an account, under whatever names.
+    #[must_use]
+    pub fn account(&self, account: &str) -> Option<Arc<Record>> {
+        self.accounts().records.get(account).and_then(Weak::upgrade)
+    }
+
+    /// What memory says about this name and password. `rules` is the newest version of the rules; `profile` gives
+    /// the newest version of a profile, `None` where it is no longer there.
+    pub fn recall(
+        &self,
+        name: &str,
+        password: &Password,
+        terms: Terms,
+        newest: impl FnOnce(&Person) -> Option<Versions>,
+        now: Instant,
+    ) -> Recall {
+        let Some(record) = self.names.get(name) else {
+            return match self.nobodies.get(name) {
+                Some(nobody) if now < nobody.until => Recall::Barred(nobody.reason),
+                _ => Recall::Nothing,
+            };
+        };
+        self.recall_account(record, password, terms, newest, now)
+    }
+
+    /// What memory says about an account and a password.
+    pub fn recall_account(
+        &self,
+        record: Arc<Record>,
+        password: &Password,
+        terms: Terms,
+        newest: impl FnOnce(&Person) -> Option<Versions>,
+        now: Instant,
+    ) -> Recall {
+        let digest = self.digest(&record.account, password);
+        let mut state = record.lock();
+        let Some(newest) = newest(&state.person) else {
+            drop(state);
+            return Recall::Ask(record);
+        };
+        if state.is_fresh(&digest, newest, terms, now) {
+            return match &state.mailbox {
+                Some(mailbox) if state.rules == newest.rules => {
+                    let mailbox = Arc::clone(mailbox);
+                    drop(state);
+                    Recall::Proven { record, mailbox }
+                }
+                _ => {
+                    drop(state);
+                    Recall::Replan(record)
+                }
+            };
+        }
+        if state.is_refused(&digest, newest, terms, now) {
+            let read_stamp = state.stamp_due(now);
+            drop(state);
+            return Recall::Refused { record, read_stamp };
+        }
+        match state.barred {
+            Some(bar) if now < bar.until && bar.profile == newest.profile => {
+                Recall::Barred(bar.reason)
+            }
+            _ => {
+                drop(state);
+                Recall::Ask(record)
+            }
+        }
+    }
+
+    /// The directory accepted the password: a proof, and the mailbox as this login left it.
+    pub fn prove(&self, learned: &Learned<'_>, password: &Password, seen: Seen, net: Net) {
+        let record = self.learn(learned);
+        let digest = self.digest(&record.account, password);
+        let mut state = record.lock();
+        self.see(&mut state, seen, learned.versions.rules);
+        state.barred = None;
+        if state.proof(&digest).is_none() {
+            state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
+        }
+        state.refusals.retain(|refusal| refusal.digest != digest);
+        state.proofs.retain(|proof| proof.digest != digest);
+        let profile = learned.versions.profile;
+        let proof = Proof { digest, at: learned.now, profile, demoted: false };
+        push_bounded(&mut state.proofs, proof, MAX_PROOFS);
+        state.note_net(net);
+        let given_up = state.name_proven(learned.name);
+        drop(state);
+        if let Some(given_up) = given_up {
+            self.names.invalidate(&given_up);
+        }
+        self.point(learned.name, &record);
+        self.nobodies.invalidate(learned.name);
+    }
+
+    /// The directory refused the password.
+    pub fn refuse(&self, learned: &Learned<'_>, password: &Password) {
+        let record = self.learn(learned);
+        let digest = self.digest(&record.account, password);
+        let mut state = record.lock();
+        // The very password that was proven is wrong now: that proof ends. Others stay (login.md M-5).
+        state.proofs.retain(|proof| proof.digest != digest);
+        state.refusals.retain(|refusal| refusal.digest != digest);
+        let refusal = Refusal { digest, at: learned.now, profile: learned.versions.profile };
+        push_bounded(&mut state.refusals, refusal, MAX_REFUSALS);
+        drop(state);
+        self.point(learned.name, &record);
+    }
+
+    /// The account may not be used now: no question before `until`; proofs stay.
+    pub fn bar(&self, learned: &Learned<'_>, reason: Reason, until: Instant) {
+        let record = self.learn(learned);
+        let profile = learned.versions.profile;
+        record.lock().barred = Some(Bar { until, reason, profile });
+        self.point(learned.name, &record);
+    }
+
+    /// The account is disabled, expired or gone: what was proven counts no more, grace included.
+    pub fn end_proofs(&self, record: &Record) {
+        record.lock().proofs.clear();
+    }
+
+    /// The name is nobody's (or several people's) for a while.
+    pub fn nobody(&self, name: &str, reason: Reason, until: Instant) {
+        if let Some(record) = self.names.get(name) {
+            self.end_proofs(&record);
+            self.names.invalidate(name);
+        }
+        self.nobodies.insert(name.into(), Nobody { until, reason });
+    }
+
+    /// The entry's change stamp was read for the sake of a refusal. If it moved, refusals end and proofs are asked
+    /// about again.
+    pub fn stamp_seen(&self, record: &Record, stamp: Stamp) {
+        let mut state = record.lock();
+        if state.person.stamp != stamp {
+            state.refusals.clear();
+            state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
+            let mut person = Person::clone(&state.person);
+            person.stamp = stamp;
+            state.person = Arc::new(person);
+        }
+    }
+
+    /// A mailbox was planned again from remembered attributes.
+    pub fn replanned(&self, record: &Record, seen: Seen, rules: u64) {
+        self.see(&mut record.lock(), seen, rules);
+    }
+
+    /// The planner refused the person: no mailbox until a plan succeeds, and so no grace.
+    pub fn withhold(&self, record: &Record) {
+        record.lock().mailbox = None;
+    }
+
+    /// Takes a mailbox over that was planned by `rules`. If it could not be written, it is planned again at the next
+    /// login. If an administrator changed a mailbox since it was read, it may be this one: what is known of it stays,
+    /// and it is planned again, so that no login under way brings the state before a disable back.
+    fn see(&self, state: &mut State, seen: Seen, rules: u64) {
+        let is_current = seen.edition == self.edition();
+        state.rules = if is_current && seen.written { rules } else { 0 };
+        if is_current || state.mailbox.is_none() {
+            state.mailbox = Some(seen.mailbox);
+        }
+    }
+
+    /// An administrator changed a mailbox: effective at the next request of every door.
+    pub fn mailbox_changed(&self, mailbox: &Mailbox) {
+        self.edition.fetch_add(1, Ordering::AcqRel);
+        let Some(link) = &mailbox.link else { return };
+        if let Some(record) = self.account(&account_key(&link.profile, &link.id)) {
+            let mut state = record.lock();
+            if state.mailbox.is_some() {
+                state.mailbox = Some(Arc::new(mailbox.clone()));
+                // Plan again at the next login: what was pinned or freed may differ from the template.
+                state.rules = 0;
+            }
+        }
+    }
+
+    /// Forgets one name's account with all its names; how many entries that were.
+    pub fn forget(&self, name: &str) -> usize {
+        let nobody = usize::from(self.nobodies.remove(name).is_some());
+        nobody + self.names.remove(name).map_or(0, |record| self.forget_account(&record))
+    }
+
+    /// Forgets an account with all its names; how many accounts that were.
+    pub fn forget_account(&self, record: &Record) -> usize {
+        let names = {
+            let mut state = record.lock();
+            // A login under way may hold the record: nothing of it must come back.
+            state.proofs.clear();
+            state.refusals.clear();
+            state.mailbox = None;
+            state.barred = None;
+            std::mem::take(&mut state.names)
+        };
+        names.iter().for_each(|name| self.names.invalidate(&name.text));
+        usize::from(self.accounts().records.remove(&record.account).is_some())
+    }
+
+    /// Forgets everything; how many entries that were, roughly.
+    pub fn forget_all(&self) -> usize {
+        self.names.run_pending_tasks();
+        self.nobodies.run_pending_tasks();
+        let all = self.names.entry_count() + self.nobodies.entry_count();
+        let accounts = std::mem::take(&mut self.accounts().records);
+        for record in accounts.values().filter_map(Weak::upgrade) {
+            self.forget_account(&record);
+        }
+        self.names.invalidate_all();
+        self.forget_nobodies();
+        usize::try_from(all).unwrap_or(usize::MAX)
+    }
+
+    /// Directories or rules changed: who was nobody may be somebody now.
+    pub fn forget_nobodies(&self) {
+        self.nobodies.invalidate_all();
+    }
+
+    /// How much there is.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        Size {
+            people: (self.names.entry_count(), self.names.weighted_size()),
+            nobodies: (self.nobodies.entry_count(), self.nobodies.weighted_size()),
+        }
+    }
+
+    /// The record of the person, made or found, with what was read of them now.
+    fn learn(&self, learned: &Learned<'_>) -> Arc<Record> {
+        let person = learned.person;
+        let key = account_key(&person.profile, &person.id);
+        let record = self.accounts().find_or_make(key, person);
+        let mut state = record.lock();
+        if state.person.stamp != person.stamp {
+            state.refusals.clear();
+        }
+        state.person = Arc::clone(person);
+        drop(state);
+        record
+    }
+
+    /// Lets a name lead to the record, if the record has a place for it. Inserted again each time: the weight follows
+    /// what is known of the person.
+    fn point(&self, name: &str, record: &Arc<Record>) {
+        let mut state = record.lock();
+        let mut has_place = state.names.iter().any(|known| &*known.text == name);
+        if !has_place && state.names.len() < MAX_NAMES {
+            state.names.push(Name { text: name.into(), proven: false });
+            has_place = true;
+        }
+        drop(state);
+        if has_place {
+            self.names.insert(name.into(), Arc::clone(record));
+        }
+    }
+
+    fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Accounts {
+    fn find_or_make(&mut self, key: String, person: &Arc<Person>) -> Arc<Record> {
+        if let Some(record) = self.records.get(key.as_str()).and_then(Weak::upgrade) {
+            return record;
+        }
+        if self.records.len() >= self.sweep_at {
+            self.records.retain(|_, record| record.strong_count() > 0);
+            self.sweep_at = (self.records.len() * 2).max(1024);
+        }
+        let key: Box<str> = key.into();
+        let record = Arc::new(Record::new(key.clone(), Arc::clone(person)));
+        self.records.insert(key, Arc::downgrade(&record));
+        record
+    }
+}
+
+impl Record {
+    fn new(account: Box<str>, person: Arc<Person>) -> Self {
+        Self {
+            account,
+            state: Mutex::new(State {
+                person,
+                mailbox: None,
+                rules: 0,
+                proofs: Vec::new(),
+                refusals: Vec::new(),
+                barred: None,
+                stamp_read: None,
+                names: Vec::new(),
+                nets: Vec::new(),
+            }),
+        }
+    }
+
+    /// The person as last read.
+    #[must_use]
+    pub fn person(&self) -> Arc<Person> {
+        Arc::clone(&self.lock().person)
+    }
+
+    /// The mailbox as last seen.
+    #[must_use]
+    pub fn mailbox(&self) -> Option<Arc<Mailbox>> {
+        self.lock().mailbox.clone()
+    }
+
+    /// A login from this net succeeded at this account before.
+    #[must_use]
+    pub fn knows(&self, net: &Net) -> bool {
+        self.lock().nets.contains(net)
+    }
+
+    /// The mailbox, if the password is proven well enough for grace (login.md M-3): not demoted, younger than
+    /// `fresh + grace`, and by the profile as it is configured now.
+    #[must_use]
+    pub fn grace(
+        &self,
+        digest: &Digest,
+        newest: Versions,
+        terms: Terms,
+        now: Instant,
+    ) -> Option<Grace> {
+        let state = self.lock();
+        let proof = state.proof(digest)?;
+        let mailbox = state.mailbox.clone()?;
+        let in_time = now < proof.at + terms.fresh + terms.grace;
+        if proof.demoted || proof.profile != newest.profile || !in_time {
+            return None;
+        }
+        let planned = state.rules == newest.rules;
+        Some(if planned { Grace::Planned(mailbox) } else { Grace::Replan })
+    }
+
+    /// A login from this net succeeded.
+    pub fn note_net(&self, net: Net) {
+        self.lock().note_net(net);
+    }
+
+    /// The digest was proven, however long ago. Tells a locked account from a wrong password (login.md B-1).
+    #[must_use]
+    pub fn was_proven(&self, digest: &Digest) -> bool {
+        self.lock().proof(digest).is_some_and(|proof| !proof.demoted)
+    }
+
+    /// What may be shown of it.
+    #[must_use]
+    pub fn shown(&self, now: Instant) -> Remembered {
+        let state = self.lock();
+        let age = |at: Instant| now.saturating_duration_since(at).as_secs();
+        Remembered {
+            profile: state.person.profile.to_string(),
+            id: state.person.id.to_string(),
+            dn: state.person.dn.to_string(),
+            mailbox: state.mailbox.as_ref().map(|mailbox| mailbox.address.to_string()),
+            names: state.names.iter().map(|name| name.text.to_string()).collect(),
+            proofs: state
+                .proofs
+                .iter()
+                .map(|proof| ProofShown { age_seconds: age(proof.at), demoted: proof.demoted })
+                .collect(),
+            refusals_age_seconds: state.refusals.iter().map(|refusal| age(refusal.at)).collect(),
+            barred: state.barred.filter(|bar| now < bar.until).map(|bar| {
+                (bar.until.saturating_duration_since(now).as_secs(), bar.reason.as_str())
+            }),
+        }
+    }
+
+    fn weight(&self) -> usize {
+        let state = self.lock();
+        let mailbox = state.mailbox.as_ref().map_or(0, |mailbox| mailbox.weight());
+        let person = state.person.attributes.weight() + state.person.dn.len();
+        RECORD_BYTES + person + mailbox + self.account.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held cannot leave it half written in a way that matters: fields are independent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn proof(&self, digest: &Digest) -> Option<&Proof> {
+        self.proofs.iter().find(|proof| proof.digest.0.ct_eq(&digest.0).into())
+    }
+
+    fn is_fresh(&self, digest: &Digest, newest: Versions, terms: Terms, now: Instant) -> bool {
+        self.proof(digest).is_some_and(|proof| {
+            !proof.demoted && proof.profile == newest.profile && now < proof.at + terms.fresh
+        })
+    }
+
+    fn is_refused(&self, digest: &Digest, newest: Versions, terms: Terms, now: Instant) -> bool {
+        let trusted = match self.person.stamp {
+            Stamp::At(_) => terms.refused,
+            Stamp::Unreadable => terms.refused.min(REFUSED_WITHOUT_STAMP),
+        };
+        self.refusals.iter().any(|refusal| {
+            refusal.digest.0.ct_eq(&digest.0).into()
+                && refusal.profile == newest.profile
+                && now < refusal.at + trusted
+        })
+    }
+
+    fn note_net(&mut self, net: Net) {
+        if !self.nets.contains(&net) {
+            push_bounded(&mut self.nets, net, MAX_NETS);
+        }
+    }
+
+    /// Marks a name as proven; if there is no place, one that was never proven gives its own up and is returned.
+    fn name_proven(&mut self, name: &str) -> Option<Box<str>> {
+        if let Some(known) = self.names.iter_mut().find(|known| &*known.text == name) {
+            known.proven = true;
+            return None;
+        }
+        let mut given_up = None;
+        if self.names.len() >= MAX_NAMES {
+            let place = self.names.iter().position(|known| !known.proven)?;
+            given_up = Some(self.names.remove(place).text);
+        }
+        self.names.push(Name { text: name.into(), proven: true });
+        given_up
+    }
+
+    /// Whether a hit on a refusal should read the entry's stamp now; says yes once per 10 s.
+    fn stamp_due(&mut self, now: Instant) -> bool {
+        let due = self.person.stamp != Stamp::Unreadable
+            && self.stamp_read.is_none_or(|at| now >= at + STAMP_READ_EVERY);
+        if due {
+            self.stamp_read = Some(now);
+        }
+        due
+    }
+}
+
+#[expect(clippy::borrowed_box, reason = "the cache's weigher gets its key type")]
+fn weight(name: &Box<str>, more: usize) -> u32 {
+    u32::try_from(name.len() + more).unwrap_or(u32::MAX)
+}
+
+/// The key of an account: profile and immutable id.
+#[must_use]
+pub fn account_key(profile: &str, id: &str) -> String {
+    format!("{profile}\0{id}")
+}
+
+/// Adds to the end; the oldest goes where there is no room.
+fn push_bounded<T>(list: &mut Vec<T>, item: T, most: usize) {
+    if list.len() >= most {
+        list.remove(0);
+    }
+    list.push(item);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::gate;
+    use crate::person::{AccountState, Attributes};
+
+    const NEWEST: Versions = Versions { rules: 1, profile: 1 };
+    const TERMS: Terms = Terms {
+        fresh: Duration::from_secs(900),
+        grace: Duration::from_secs(43_200),
+        refused: Duration::from_secs(600),
+        absent: Duration::from_secs(30),
+    };
+
+    fn person(id: &str, stamp: Stamp) -> Arc<Person> {
+        Arc::new(Person {
+            profile: "corp".into(),
+            id: id.into(),
+            dn: "uid=fry,dc=x".into(),
+            attributes: Attributes::default(),
+            state: AccountState::Active,
+            stamp,
+            one_time: false,
+        })
+    }
+
+    fn mailbox() -> Arc<Mailbox> {
+        Arc::new(Mailbox::sample("fry@x.example"))
+    }
+
+    struct Fixture {
+        memory: Memory,
+        person: Arc<Person>,
+        start: Instant,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self {
+                memory: Memory::new(1 << 20, [7; 32]),
+                person: person("1", Stamp::At([1; 16])),
+                start: crate::clock::now(),
+            }
+        }
+
+        fn at(&self, seconds: u64) -> Instant {
+            self.start + Duration::from_secs(seconds)
+        }
+
+        fn learned(&self, seconds: u64) -> Learned<'_> {
+            Learned {
+                name: "fry@x.example",
+                person: &self.person,
+                versions: NEWEST,
+                now: self.at(seconds),
+            }
+        }
+
+        fn prove(&self, password: &str, seconds: u64) {
+            let password = Password::new(password);
+            let seen = Seen { mailbox: mailbox(), edition: self.memory.edition(), written: true };
+            self.memory.prove(&self.learned(seconds), &password, seen, gate::net(None));
+        }
+
+        fn refuse(&self, password: &str, seconds: u64) {
+            self.memory.refuse(&self.learned(seconds), &Password::new(password));
+        }
+
+        fn recall(&self, password: &str, seconds: u64) -> &'static str {
+            self.recall_with(password, seconds, NEWEST)
+        }
+
+        fn recall_with(&self, password: &str, seconds: u64, newest: Versions) -> &'static str {
+            let password = Password::new(password);
+            let newest = |_: &Person| Some(newest);
+            match self.memory.recall("fry@x.example", &password, TERMS, newest, self.at(seconds)) {
+                Recall::Proven { .. } => "proven",
+                Recall::Replan(_) => "replan",
+                Recall::Refused { read_stamp: true, .. } => "refused, read stamp",
+                Recall::Refused { read_stamp: false, .. } => "refused",
+                Recall::Barred(reason) => reason.as_str(),
+                Recall::Ask(_) => "ask",
+                Recall::Nothing => "nothing",
+            }
+        }
+
+        fn grace(&self, password: &str, seconds: u64) -> bool {
+            let record = self.memory.record("fry@x.example").unwrap();
+            let digest = self.memory.digest(&record.account, &Password::new(password));
+            record.grace(&digest, NEWEST, TERMS, self.at(seconds)).is_some()
+        }
+    }
+
+    #[test]
+    fn a_proof_answers_while_it_is_fresh_and_then_the_directory_is_asked() {
+        let fixture = Fixture::new();
+        assert_eq!(fixture.recall("good", 0), "nothing");
+
+        fixture.prove("good", 0);
+
+        assert_eq!(fixture.recall("good", 899), "proven");
+        assert_eq!(fixture.recall("good", 900), "ask");
+        assert_eq!(fixture.recall("other", 1), "ask");
+    }
+
+    #[test]
+    fn an_older_proof_has_grace_until_it_is_demoted_refused_or_ended() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        assert!(fixture.grace("good", 900 + 43_199));
+        assert!(!fixture.grace("good", 900 + 43_200));
+        assert!(!fixture.grace("other", 1));
+
+        fixture.prove("newer", 10);
+        assert!(!fixture.grace("good", 20), "demoted");
+        fixture.refuse("newer", 30);
+        assert!(!fixture.grace("newer", 40), "refused since");
+    }
+
+    #[test]
+    fn a_new_password_demotes_the_old_one_and_a_wrong_one_ends_no_proof() {
+        let fixture = Fixture::new();
+        fixture.prove("old", 0);
+        fixture.refuse("guess", 1);
+        assert_eq!(fixture.recall("old", 2), "proven");
+
+        fixture.prove("new", 3);
+
+        assert_eq!(fixture.recall("new", 4), "proven");
+        assert_eq!(fixture.recall("old", 4), "ask");
+        fixture.refuse("old", 5);
+        assert_eq!(fixture.recall("old", 6), "refused, read stamp");
+        assert_eq!(fixture.recall("new", 6), "proven");
+    }
+
+    #[test]
+    fn a_refusal_answers_for_its_time_and_reads_the_stamp_once_in_ten_seconds() {
+        let fixture = Fixture::new();
+        fixture.refuse("guess", 0);
+
+        assert_eq!(fixture.recall("guess", 1), "refused, read stamp");
+        assert_eq!(fixture.recall("guess", 10), "refused");
+        assert_eq!(fixture.recall("guess", 11), "refused, read stamp");
+        assert_eq!(fixture.recall("guess", 600), "ask");
+    }
+
+    #[test]
+    fn a_moved_stamp_ends_refusals_and_asks_about_proofs_again() {
+        let fixture = Fixture::new();
+        fixture.prove("old", 0);
+        fixture.refuse("new", 0);
+        let record = fixture.memory.record("fry@x.example").unwrap();
+
+        fixture.memory.stamp_seen(&record, Stamp::At([1; 16]));
+        assert_eq!(fixture.recall("old", 1), "proven");
+        fixture.memory.stamp_seen(&record, Stamp::At([2; 16]));
+
+        assert_eq!(fixture.recall("new", 1), "ask");
+        assert_eq!(fixture.recall("old", 1), "ask");
+    }
+
+    #[test]
+    fn without_a_readable_stamp_a_refusal_is_trusted_for_a_minute() {
+        let mut fixture = Fixture::new();
+        fixture.person = person("1", Stamp::Unreadable);
+        fixture.refuse("guess", 0);
+
+        assert_eq!(fixture.recall("guess", 59), "refused");
+        assert_eq!(fixture.recall("guess", 60), "ask");
+    }
+
+    #[test]
+    fn a_bar_holds_for_its_time_but_a_fresh_proof_stands() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        fixture.memory.bar(&fixture.learned(1), Reason::Locked, fixture.at(31));
+
+        assert_eq!(fixture.recall("other", 30), "locked");
+        assert_eq!(fixture.recall("good", 30), "proven");
+        assert_eq!(fixture.recall("other", 31), "ask");
+    }
+
+    #[test]
+    fn changed_rules_plan_again_and_a_changed_profile_asks_again() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+
+        assert_eq!(fixture.recall_with("good", 1, Versions { rules: 2, profile: 1 }), "replan");
+        assert_eq!(fixture.recall_with("good", 1, Versions { rules: 1, profile: 2 }), "ask");
+    }
+
+    #[test]
+    fn a_name_that_is_nobodys_is_barred_for_its_time_and_ends_what_was_proven() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        fixture.memory.nobody("fry@x.example", Reason::Unknown, fixture.at(31));
+
+        assert_eq!(fixture.recall("good", 30), "unknown");
+        assert_eq!(fixture.recall("good", 31), "nothing");
+    }
+
+    #[test]
+    fn eight_names_lead_to_one_account_and_forgetting_one_forgets_all() {
+        let fixture = Fixture::new();
+        for number in 0..12 {
+            let name = format!("name{number}@x.example");
+            let learned = Learned { name: &name, ..fixture.learned(0) };
+            let password = Password::new("good");
+            let seen =
+                Seen { mailbox: mailbox(), edition: fixture.memory.edition(), written: true };
+            fixture.memory.prove(&learned, &password, seen, gate::net(None));
+        }
+        let record = fixture.memory.record("name0@x.example").unwrap();
+        assert_eq!(record.shown(fixture.start).names.len(), MAX_NAMES);
+        assert!(Arc::ptr_eq(&record, &fixture.memory.record("name7@x.example").unwrap()));
+        assert!(fixture.memory.record("name8@x.example").is_none());
+
+        fixture.memory.forget("name3@x.example");
+
+        assert!(fixture.memory.record("name0@x.example").is_none());
+    }
+
+    #[test]
+    fn a_disabled_mailbox_is_seen_at_the_next_request() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        let mut changed = Mailbox::clone(&mailbox());
+        changed.disabled_by_admin = true;
+
+        fixture.memory.mailbox_changed(&changed);
+
+        let record = fixture.memory.record("fry@x.example").unwrap();
+        assert!(record.mailbox().unwrap().disabled_by_admin);
+    }
+
+    #[test]
+    fn a_login_under_way_does_not_bring_back_the_state_before_a_disable() {
+        let fixture = Fixture::new();
+        let before = Seen { mailbox: mailbox(), edition: fixture.memory.edition(), written: true };
+        let mut changed = Mailbox::clone(&mailbox());
+        changed.disabled_by_admin = true;
+
+        fixture.memory.mailbox_changed(&changed);
+        let password = Password::new("good");
+        fixture.memory.prove(&fixture.learned(0), &password, before, gate::net(None));
+
+        assert_eq!(fixture.recall("good", 1), "replan");
+    }
+
+    #[test]
+    fn a_flood_of_strangers_pushes_out_no_people_and_stays_bounded() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        for number in 0..20_000 {
+            let name = format!("stranger{number}@x.example");
+            fixture.memory.nobody(&name, Reason::Unknown, fixture.at(30));
+        }
+        fixture.memory.nobodies.run_pending_tasks();
+
+        assert_eq!(fixture.recall("good", 1), "proven");
+        assert!(fixture.memory.size().nobodies.1 <= (1 << 20) / 8);
+    }
+
+    #[test]
+    fn a_wrong_password_after_a_reload_leaves_the_mailbox_to_be_planned_again() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        let newer = Versions { rules: 2, profile: 1 };
+        let learned = Learned { versions: newer, ..fixture.learned(1) };
+
+        fixture.memory.refuse(&learned, &Password::new("guess"));
+
+        assert_eq!(fixture.recall_with("good", 2, newer), "replan");
+        let record = fixture.memory.record("fry@x.example").unwrap();
+        let digest = fixture.memory.digest(&record.account, &Password::new("good"));
+        let grace = record.grace(&digest, newer, TERMS, fixture.at(1000));
+        assert!(matches!(grace, Some(Grace::Replan)), "{grace:?}");
+    }
+
+    #[test]
+    fn answers_of_a_profile_as_it_was_before_are_asked_again_and_have_no_grace() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        fixture.refuse("guess", 0);
+        fixture.memory.bar(&fixture.learned(0), Reason::Locked, fixture.at(30));
+        let newer = Versions { rules: 1, profile: 2 };
+
+        for password in ["good", "guess", "other"] {
+            assert_eq!(fixture.recall_with(password, 1, newer), "ask", "{password}");
+        }
+        let record = fixture.memory.record("fry@x.example").unwrap();
+        let digest = fixture.memory.digest(&record.account, &Password::new("good"));
+        assert!(record.grace(&digest, newer, TERMS, fixture.at(1000)).is_none());
+    }
+
+    #[test]
+    fn names_of_strangers_give_their_place_up_to_one_that_is_proven() {
+        let fixture = Fixture::new();
+        for number in 0..12 {
+            let name = format!("spelling{number}@x.example");
+            let learned = Learned { name: &name, ..fixture.learned(0) };
+            fixture.memory.refuse(&learned, &Password::new("guess"));
+        }
+
+        fixture.prove("good", 0);
+
+        assert_eq!(fixture.recall("good", 1), "proven");
+        let record = fixture.memory.record("fry@x.example").unwrap();
+        assert_eq!(record.shown(fixture.start).names.len(), MAX_NAMES);
+    }
+
+    #[test]
+    fn a_mailbox_that_was_not_written_or_was_refused_is_planned_again() {
+        let fixture = Fixture::new();
+        let unwritten =
+            Seen { mailbox: mailbox(), edition: fixture.memory.edition(), written: false };
+        let password = Password::new("good");
+        fixture.memory.prove(&fixture.learned(0), &password, unwritten, gate::net(None));
+        assert_eq!(fixture.recall("good", 1), "replan");
+
+        fixture.prove("good", 2);
+        let record = fixture.memory.record("fry@x.example").unwrap();
+        fixture.memory.withhold(&record);
+
+        assert_eq!(fixture.recall("good", 3), "replan");
+        assert!(!fixture.grace("good", 1000));
+    }
+
+    #[test]
+    fn whoever_is_remembered_is_found_by_account_whatever_else_came_by() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        for number in 0..5_000 {
+            let person = person(&format!("other{number}"), Stamp::Unreadable);
+            let name = format!("other{number}@x.example");
+            let learned = Learned { name: &name, person: &person, ..fixture.learned(0) };
+            fixture.memory.refuse(&learned, &Password::new("guess"));
+        }
+        fixture.memory.names.run_pending_tasks();
+
+        let by_name = fixture.memory.record("fry@x.example").is_some();
+        let by_account = fixture.memory.account(&account_key("corp", "1")).is_some();
+        assert_eq!(by_name, by_account);
+        assert!(fixture.memory.accounts().records.len() <= 2048);
+    }
+
+    #[test]
+    fn digests_differ_by_account_password_and_process() {
+        let fixture = Fixture::new();
+        let digest = |account: &str, password: &str| {
+            fixture.memory.digest(account, &Password::new(password))
+        };
+        assert_eq!(digest("a", "b"), digest("a", "b"));
+        assert_ne!(digest("a", "b"), digest("ab", ""));
+        assert_ne!(digest("a", "b"), digest("a", "c"));
+        let other = Memory::new(1 << 20, [8; 32]);
+        assert_ne!(digest("a", "b"), other.digest("a", &Password::new("b")));
+    }
+}

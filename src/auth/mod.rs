@@ -1,0 +1,401 @@
+//! The core: "may this person in?". Knows no protocol, no HTTP, no SQL text.
+//!
+//! [`Authenticator::recall`] answers from memory and never waits; what it cannot answer goes to
+//! [`Authenticator::authenticate`], which may ask the directory and make or update the mailbox. The rules are
+//! login.md's, named by their ids where they are kept.
+
+mod access;
+mod asking;
+mod attempt;
+mod complaints;
+mod flights;
+mod gate;
+pub mod journal;
+mod memory;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio_util::task::TaskTracker;
+
+use crate::clock;
+use crate::config::{self, Config};
+use crate::directory::Directories;
+use crate::identity::{Case, Domain, Login, LoginRules};
+use crate::metrics::{LoginOutcome, Metrics};
+use crate::person::Person;
+use crate::provision::Rules;
+use crate::store::{Mailbox, Store};
+
+pub use access::objection;
+pub use asking::refusal_reason;
+pub use attempt::{Accepted, Attempt, Later, Reason, Refused, Service, Source, Verdict};
+pub use memory::{ProofShown, Remembered};
+
+use complaints::Complaints;
+use flights::{Flights, Settled};
+use gate::Gates;
+use journal::Journal;
+use memory::{Memory, Recall, Record, Terms, Versions, account_key};
+
+/// Answers attempts. One per daemon, shared by all doors.
+pub struct Authenticator {
+    setup: ArcSwap<Setup>,
+    memory: Memory,
+    flights: Flights,
+    gates: Gates,
+    complaints: Complaints,
+    store: Store,
+    journal: Arc<Journal>,
+    metrics: Metrics,
+    tracker: TaskTracker,
+}
+
+/// What a reload swaps.
+pub struct Setup {
+    /// How a name typed becomes a login.
+    pub names: LoginRules,
+    /// The time for one attempt.
+    pub deadline: Duration,
+    /// The directories.
+    pub directories: Arc<Directories>,
+    /// Templates, mappings and domains.
+    pub rules: Rules,
+    /// Grows with each reload (login.md M-9). Never 0.
+    generation: u64,
+    terms: Terms,
+    /// One-time-password profiles and the like: nothing is remembered.
+    remember: BTreeMap<String, bool>,
+}
+
+impl Setup {
+    /// Compiles a checked configuration.
+    #[must_use]
+    pub fn new(config: &Config, directories: Arc<Directories>, generation: u64) -> Self {
+        Self {
+            names: login_rules(&config.login),
+            deadline: config.login.deadline.0,
+            directories,
+            rules: Rules::new(config),
+            generation,
+            terms: Terms {
+                fresh: config.memory.fresh.0,
+                grace: config.memory.grace.0,
+                refused: config.memory.refused.0,
+                absent: config.memory.absent.0,
+            },
+            remember: config
+                .directory
+                .iter()
+                .map(|(name, directory)| (name.clone(), directory.auth.remember))
+                .collect(),
+        }
+    }
+
+    /// The versions that answers about this person must match; `None`: their profile is gone, or takes
+    /// no logins.
+    fn newest(&self, person: &Person) -> Option<Versions> {
+        let profile = self.directories.profile(&person.profile)?;
+        if !profile.takes_logins() {
+            return None;
+        }
+        Some(Versions { rules: self.generation, profile: profile.epoch() })
+    }
+
+    fn remembers(&self, person: &Person) -> bool {
+        !person.one_time && self.remember.get(&*person.profile).copied().unwrap_or(true)
+    }
+
+    /// The mailbox with the domain's standing as configured now.
+    fn effective(&self, mut mailbox: Mailbox) -> Arc<Mailbox> {
+        let domain = self.rules.domain(mailbox.address.domain());
+        mailbox.domain_active = domain.is_some_and(|domain| domain.active);
+        Arc::new(mailbox)
+    }
+}
+
+/// `[login]` as the parser wants it. A bad default domain was found by the configuration's check.
+#[must_use]
+pub fn login_rules(login: &config::login::Login) -> LoginRules {
+    LoginRules {
+        default_domain: Domain::parse(&login.default_domain).ok(),
+        case: if login.lowercase { Case::Fold } else { Case::Keep },
+        separator: login.separator.as_str().into(),
+    }
+}
+
+/// What the authenticator works with, beside the setup.
+pub struct Parts {
+    /// The database of mailboxes.
+    pub store: Store,
+    /// Where decisions are written.
+    pub journal: Arc<Journal>,
+    /// Where they are counted.
+    pub metrics: Metrics,
+    /// Who waits for our tasks at the end.
+    pub tracker: TaskTracker,
+    /// Bytes for what is remembered.
+    pub memory_capacity: u64,
+    /// The key of the digests: random for each process.
+    pub memory_key: [u8; 32],
+}
+
+impl Authenticator {
+    /// An authenticator with an empty memory.
+    #[must_use]
+    pub fn new(setup: Setup, parts: Parts) -> Self {
+        Self {
+            setup: ArcSwap::from_pointee(setup),
+            memory: Memory::new(parts.memory_capacity, parts.memory_key),
+            flights: Flights::default(),
+            gates: Gates::default(),
+            complaints: Complaints::default(),
+            store: parts.store,
+            journal: parts.journal,
+            metrics: parts.metrics,
+            tracker: parts.tracker,
+        }
+    }
+
+    /// Answers from memory, or not at all. Never waits. Writes the journal if it answers.
+    #[must_use]
+    pub fn recall(self: &Arc<Self>, attempt: &Attempt, now: Instant) -> Option<Verdict> {
+        let setup = self.setup.load();
+        let verdict = match known_at_once(&setup, attempt) {
+            Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
+            Ok((login, service)) => {
+                let name = name_key(&login);
+                let newest = |person: &Person| setup.newest(person);
+                match self.memory.recall(&name, &attempt.password, setup.terms, newest, now) {
+                    Recall::Proven { record, mailbox } => {
+                        record.note_net(gate::net(attempt.client));
+                        admit(mailbox, service, Source::Memory, None)
+                    }
+                    Recall::Refused { record, read_stamp } => {
+                        if read_stamp {
+                            self.read_stamp(&setup, record);
+                        }
+                        Verdict::Reject(Refused::new(Reason::WrongPassword, Source::Memory))
+                    }
+                    Recall::Barred(reason) => Verdict::Reject(Refused::new(reason, Source::Memory)),
+                    Recall::Replan(_) | Recall::Ask(_) | Recall::Nothing => return None,
+                }
+            }
+        };
+        self.record(attempt, &verdict, now);
+        Some(verdict)
+    }
+
+    /// Answers, asking the directory if memory cannot. Within the deadline of `[login]`, always; writes the journal.
+    ///
+    /// Dropping the future does not cancel a question under way: others may wait for it, and a bind must not be cut
+    /// half way.
+    pub async fn authenticate(self: &Arc<Self>, attempt: Attempt) -> Verdict {
+        let setup = self.setup.load_full();
+        let deadline = attempt.arrived + setup.deadline;
+        let verdict = match known_at_once(&setup, &attempt) {
+            Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
+            Ok((login, service)) => {
+                let decision = self.decide(&setup, &attempt, login, service);
+                tokio::time::timeout_at(deadline.into(), decision)
+                    .await
+                    .unwrap_or_else(|_| Verdict::Unavailable(Later::new(Reason::Deadline)))
+            }
+        };
+        self.record(&attempt, &verdict, clock::now());
+        verdict
+    }
+
+    async fn decide(
+        self: &Arc<Self>,
+        setup: &Arc<Setup>,
+        attempt: &Attempt,
+        login: Login,
+        service: Service,
+    ) -> Verdict {
+        let settled = self.settle(setup, attempt, &login, service).await;
+        // The first of several equal attempts may have come by a protocol that makes no mailbox; ours may make one.
+        let again = matches!(
+            &settled,
+            Settled::Refused { refused: Refused { reason: Reason::CreationOff, .. }, asked_for }
+                if *asked_for != service.protocol()
+        );
+        let settled =
+            if again { self.settle(setup, attempt, &login, service).await } else { settled };
+        match settled {
+            Settled::Proven { mailbox, source, changes } => {
+                admit(mailbox, service, source, changes)
+            }
+            Settled::Refused { refused, .. } => Verdict::Reject(refused),
+            Settled::Later(later) => Verdict::Unavailable(later),
+        }
+    }
+
+    /// Forgets what is remembered of a name, and of the account it leads to under any other name; how many entries
+    /// that were.
+    pub async fn forget(&self, name: &str) -> usize {
+        let by_name: usize = self.name_keys(name).iter().map(|key| self.memory.forget(key)).sum();
+        let by_account = self.account(name).await;
+        by_name + by_account.map_or(0, |record| self.memory.forget_account(&record))
+    }
+
+    /// Forgets everything.
+    pub fn forget_all(&self) -> usize {
+        self.memory.forget_all()
+    }
+
+    /// What is remembered of a name, or of the account it leads to.
+    pub async fn remembered(&self, name: &str) -> Option<Remembered> {
+        let by_name = self.name_keys(name).iter().find_map(|key| self.memory.record(key));
+        let record = match by_name {
+            Some(record) => Some(record),
+            None => self.account(name).await,
+        };
+        record.map(|record| record.shown(clock::now()))
+    }
+
+    /// The account whose mailbox has this address, if it is remembered under whatever name.
+    async fn account(&self, name: &str) -> Option<Arc<Record>> {
+        let login = Login::parse(name.as_bytes(), &self.setup.load().names).ok()?;
+        // Without the store only the names themselves are found.
+        let link = self.store.owner(&login.address).await.ok()??.link?;
+        self.memory.account(&account_key(&link.profile, &link.id))
+    }
+
+    /// An administrator changed a mailbox: effective at the next request of every door.
+    pub fn mailbox_changed(&self, mailbox: &Mailbox) {
+        let setup = self.setup.load();
+        self.memory.mailbox_changed(&setup.effective(mailbox.clone()));
+    }
+
+    /// The running setup.
+    #[must_use]
+    pub fn setup(&self) -> Arc<Setup> {
+        self.setup.load_full()
+    }
+
+    /// The database of mailboxes.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Swaps in a new configuration; attempts under way end with the one they began with.
+    pub fn reconfigure(&self, config: &Config, directories: Arc<Directories>) {
+        let generation = self.setup.load().generation + 1;
+        self.setup.store(Arc::new(Setup::new(config, directories, generation)));
+        self.memory.forget_nobodies();
+    }
+
+    /// Writes the size of the memory to the metrics.
+    pub fn measure(&self) {
+        let size = self.memory.size();
+        self.metrics.memory("people", size.people.0, size.people.1);
+        self.metrics.memory("nobodies", size.nobodies.0, size.nobodies.1);
+    }
+
+    /// Whether anybody could be answered from memory.
+    #[must_use]
+    pub fn remembers_anybody(&self) -> bool {
+        self.memory.size().people.0 > 0
+    }
+
+    /// A name as given by an administrator may be remembered as typed without and with a domain.
+    fn name_keys(&self, name: &str) -> Vec<String> {
+        let setup = self.setup.load();
+        match Login::parse(name.as_bytes(), &setup.names) {
+            Ok(login) => {
+                let full = login.address.to_string();
+                if login.bare { vec![name_key(&login).into_owned(), full] } else { vec![full] }
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Writes a refusal that a door decided by itself into journal and metrics.
+    pub fn record_refusal(&self, attempt: &Attempt, refused: &Refused) {
+        self.record(attempt, &Verdict::Reject(refused.clone()), clock::now());
+    }
+
+    fn record(&self, attempt: &Attempt, verdict: &Verdict, now: Instant) {
+        let took = now.saturating_duration_since(attempt.arrived);
+        let (verdict_word, reason, source, mailbox, note) = match verdict {
+            Verdict::Accept(accepted) => {
+                let address = Some(accepted.mailbox.address.as_str());
+                ("accept", "", accepted.source.as_str(), address, accepted.changes.as_deref())
+            }
+            Verdict::Reject(refused) => {
+                let detail = refused.detail.as_deref();
+                ("refuse", refused.reason.as_str(), refused.source.as_str(), None, detail)
+            }
+            Verdict::Unavailable(later) => {
+                let detail = later.detail.as_deref();
+                ("later", later.reason.as_str(), "", None, detail)
+            }
+        };
+        let outcome = LoginOutcome { verdict: verdict_word, reason, source };
+        let (changes, detail) = match verdict {
+            Verdict::Accept(_) => (note, None),
+            _ => (None, note),
+        };
+        let service = attempt.service.map_or("unknown", Service::as_str);
+        self.metrics.login(&attempt.door, service, outcome, took);
+        let record = journal::Record {
+            login: &attempt.login,
+            mailbox,
+            service: &attempt.service_name,
+            client: attempt.client,
+            session: attempt.session.as_deref(),
+            door: &attempt.door,
+            outcome,
+            changes: changes.unwrap_or_default(),
+            detail: detail.unwrap_or_default(),
+            took,
+        };
+        self.journal.record(&record, clock::wall());
+    }
+}
+
+impl Refused {
+    /// A refusal without proof of the password.
+    #[must_use]
+    pub fn new(reason: Reason, source: Source) -> Self {
+        Self { reason, proven: false, source, detail: None }
+    }
+}
+
+/// What can be said without anybody's word: a login and a service, or why not.
+fn known_at_once(setup: &Setup, attempt: &Attempt) -> Result<(Login, Service), Reason> {
+    let service = attempt.service.ok_or(Reason::UnknownService)?;
+    let login = Login::parse(&attempt.login, &setup.names).map_err(|_| Reason::BadName)?;
+    if attempt.password.is_well_formed() {
+        Ok((login, service))
+    } else {
+        Err(Reason::BadPasswordForm)
+    }
+}
+
+/// What a name is remembered under. A name typed without domain may match other attributes than the same name with
+/// the default domain (login.md N-4), so it is another name.
+fn name_key(login: &Login) -> std::borrow::Cow<'_, str> {
+    if login.bare {
+        // No address looks like this: it has no local part.
+        format!("@{}", login.address).into()
+    } else {
+        login.address.as_str().into()
+    }
+}
+
+fn admit(
+    mailbox: Arc<Mailbox>,
+    service: Service,
+    source: Source,
+    changes: Option<Arc<str>>,
+) -> Verdict {
+    match access::objection(&mailbox, service) {
+        Some(reason) => Verdict::Reject(Refused { reason, proven: true, source, detail: None }),
+        None => Verdict::Accept(Accepted { mailbox, source, changes }),
+    }
+}
