@@ -1,0 +1,289 @@
+//! Opens the doors of the configuration and serves what is handed over.
+
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio_util::sync::CancellationToken;
+
+use super::control;
+use super::dovecot::{self, AuthDoor};
+use super::dovecot_master::{self, MasterDoor, Reader};
+use super::handover::{self, HandOver, HandedSocket, Peers};
+use super::http::{self, HttpDoor};
+use super::listener::{self, Connection, Limits, Peer, Socket, Stream, accept_loop};
+use super::{Daemon, StartError};
+use crate::config::listen::{Listen, Protocol};
+use crate::config::units::FileMode;
+use crate::proto::dovecot::auth::SocketKind;
+use crate::proto::dovecot::master::MasterKind;
+use crate::proto::handover::{HandedKind, Place};
+
+/// Command lines that talk to the daemon at one time.
+const CONTROL_CONNECTIONS: usize = 32;
+
+/// What is spoken on a socket.
+enum Speaks {
+    Auth(Arc<AuthDoor>, SocketKind),
+    Master(Arc<MasterDoor>, MasterKind, Openness),
+    Http(Arc<HttpDoor>),
+    HandOver(Peers, Arc<Listen>),
+    /// The command line's requests.
+    Control,
+    /// Tokens of URLAUTH: not offered, and closed at once.
+    Nothing,
+}
+
+/// Who may open a socket of the userdb.
+#[derive(Clone, Debug)]
+enum Openness {
+    /// Those whom its mode lets in: they may ask for anybody.
+    Some,
+    /// Everybody; only these users may ask for anybody.
+    All(Vec<u32>),
+}
+
+fn own_uid() -> Vec<u32> {
+    vec![rustix::process::geteuid().as_raw()]
+}
+
+/// Dovecot makes auth-userdb with mode 0666. Where the path cannot be seen (a chroot, a container) it is taken for one.
+fn openness(place: &Place, listen: &Listen) -> Openness {
+    let Place::Unix(path) = place else { return Openness::Some };
+    let mut readers = own_uid();
+    readers.extend(listen.peers.iter().filter_map(|peer| handover::user_id(peer)));
+    match std::fs::metadata(path) {
+        Ok(file) if file.mode() & 0o002 == 0 => Openness::Some,
+        Ok(file) => {
+            readers.push(file.uid());
+            Openness::All(readers)
+        }
+        Err(_) => Openness::All(readers),
+    }
+}
+
+fn reader(peer: Peer, openness: &Openness) -> Reader {
+    // The kernel gives 0 for a process that lives in a pid namespace we cannot see.
+    let pid = peer.credentials.and_then(|peer| peer.pid).and_then(|pid| u32::try_from(pid).ok());
+    let uid = peer.credentials.map(|peer| peer.uid);
+    let only_uid = match (openness, uid) {
+        (Openness::All(readers), Some(uid)) if uid != 0 && !readers.contains(&uid) => Some(uid),
+        _ => None,
+    };
+    Reader { pid: pid.filter(|pid| *pid != 0), only_uid }
+}
+
+impl Daemon {
+    /// Opens the control socket and serves all sockets.
+    pub(super) async fn open_doors(
+        self: &Arc<Self>,
+        sockets: Vec<(String, Socket)>,
+    ) -> Result<(), StartError> {
+        let running = self.running.lock().await;
+        let config = &running.config;
+        let path = config.node.control.clone();
+        let listen = Listen {
+            path: Some(path),
+            mode: FileMode(0o600),
+            max_connections: CONTROL_CONNECTIONS,
+            ..Listen::default()
+        };
+        let control = listener::bind(&listen).map_err(StartError::Control)?;
+        self.spawn_door("control".into(), control, &listen, Speaks::Control, self.shutdown.clone());
+        for (name, socket) in sockets {
+            let Some(listen) = config.listen.get(&name) else { continue };
+            let speaks = self.speaks(&name, listen);
+            self.spawn_door(name.as_str().into(), socket, listen, speaks, self.shutdown.clone());
+        }
+        Ok(())
+    }
+
+    fn speaks(self: &Arc<Self>, name: &str, listen: &Listen) -> Speaks {
+        let name: Arc<str> = name.into();
+        match listen.protocol {
+            Protocol::Dovecot => {
+                Speaks::HandOver(Peers::new(&listen.peers), Arc::new(listen.clone()))
+            }
+            Protocol::DovecotAuth => Speaks::Auth(self.auth_door(name, listen), SocketKind::Client),
+            Protocol::DovecotMaster => {
+                let open = listen.mode.0 & 0o002 != 0;
+                let openness = if open { Openness::All(own_uid()) } else { Openness::Some };
+                Speaks::Master(self.master_door(name, listen), MasterKind::Userdb, openness)
+            }
+            Protocol::Http => {
+                let daemon = Arc::clone(self);
+                let parts = http::Parts {
+                    decide: http::by(Arc::clone(&self.core), self.tracker.clone()),
+                    health: Arc::new(move || {
+                        let daemon = Arc::clone(&daemon);
+                        Box::pin(async move { daemon.health().await })
+                    }),
+                    metrics: self.metrics.clone(),
+                };
+                Speaks::Http(Arc::new(HttpDoor::new(name, listen, parts)))
+            }
+        }
+    }
+
+    fn auth_door(&self, name: Arc<str>, listen: &Listen) -> Arc<AuthDoor> {
+        Arc::new(AuthDoor {
+            name,
+            core: Arc::clone(&self.core),
+            greeting: Arc::clone(&self.greeting),
+            claims: self.claims.clone(),
+            trusted: listen.trusted.clone(),
+            temp_failure: listen.temp_failure,
+            failure_delay: listen.failure_delay(),
+            max_in_flight: listen.max_in_flight,
+            write_timeout: listen.write_timeout.0,
+            metrics: self.metrics.clone(),
+            tracker: self.tracker.clone(),
+        })
+    }
+
+    fn master_door(&self, name: Arc<str>, listen: &Listen) -> Arc<MasterDoor> {
+        Arc::new(MasterDoor {
+            name,
+            core: Arc::clone(&self.core),
+            claims: self.claims.clone(),
+            server_pid: std::process::id(),
+            write_timeout: listen.write_timeout.0,
+            metrics: self.metrics.clone(),
+        })
+    }
+
+    fn spawn_door(
+        self: &Arc<Self>,
+        door: Arc<str>,
+        socket: Socket,
+        listen: &Listen,
+        speaks: Speaks,
+        shutdown: CancellationToken,
+    ) {
+        let limits = Limits {
+            max_connections: listen.max_connections,
+            allow: listen.allow.clone(),
+            door: Arc::clone(&door),
+            metrics: self.metrics.clone(),
+        };
+        let (daemon, speaks) = (Arc::clone(self), Arc::new(speaks));
+        let tracker = self.tracker.clone();
+        self.tracker.spawn(async move {
+            // Connections outlive their listener: Dovecot's login processes keep theirs over a reload.
+            let ending = daemon.shutdown.clone();
+            let serve = |connection: Connection| {
+                let (daemon, speaks) = (Arc::clone(&daemon), Arc::clone(&speaks));
+                let (door, ending) = (Arc::clone(&door), ending.clone());
+                async move {
+                    if let Err(error) = daemon.serve(connection, &speaks, ending).await {
+                        tracing::debug!(%door, %error, "connection ended");
+                    }
+                }
+            };
+            accept_loop(socket, limits, shutdown, &tracker, serve).await;
+        });
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        connection: Connection,
+        speaks: &Speaks,
+        shutdown: CancellationToken,
+    ) -> std::io::Result<()> {
+        let Connection { stream, peer, guard: _guard } = connection;
+        match speaks {
+            Speaks::Auth(door, kind) => {
+                let cuid = self.connections.fetch_add(1, Ordering::Relaxed);
+                dovecot::serve(stream, Arc::clone(door), *kind, peer, cuid, shutdown).await
+            }
+            Speaks::Master(door, kind, openness) => {
+                let reader = reader(peer, openness);
+                dovecot_master::serve(stream, Arc::clone(door), *kind, reader, shutdown).await
+            }
+            Speaks::Http(door) => {
+                let address = peer.address.map(|address| address.ip());
+                http::serve(stream, address, Arc::clone(door), shutdown).await;
+                Ok(())
+            }
+            Speaks::HandOver(peers, listen) => {
+                self.take_over(stream, peers, listen, shutdown).await;
+                Ok(())
+            }
+            Speaks::Control => {
+                let uid = peer.credentials.map(|peer| peer.uid);
+                let answer = |request| self.answer(request);
+                control::serve(stream, uid, answer, shutdown).await
+            }
+            Speaks::Nothing => Ok(()),
+        }
+    }
+
+    /// Serves Dovecot's own sockets as long as the shim is there that handed them over (login.md D-4).
+    async fn take_over(
+        self: &Arc<Self>,
+        stream: Stream,
+        peers: &Peers,
+        listen: &Listen,
+        shutdown: CancellationToken,
+    ) {
+        let Stream::Unix(stream) = stream else { return };
+        let handed = match handover::receive(&stream, peers).await {
+            Ok(handed) => handed,
+            Err(error) => {
+                tracing::warn!(%error, "hand-over of Dovecot's sockets refused");
+                return;
+            }
+        };
+        let HandOver { base_dir, version, sockets } = handed;
+        let count = sockets.len();
+        let served = shutdown.child_token();
+        // Two Dovecots, one in a chroot, may give the same path: the first socket tells them apart.
+        let first = sockets.first().and_then(|socket| socket.listener.inode());
+        let key = base_dir.join(format!("#{}", first.unwrap_or_default()));
+        let turn = self.handed_over.replace(key.clone(), served.clone());
+        for socket in sockets {
+            self.serve_handed(socket, listen, served.clone());
+        }
+        tracing::info!(dovecot.base_dir = %base_dir.display(), %version, sockets = count, "serving Dovecot's sockets");
+        if let Err(error) = handover::acknowledge(&stream, count).await {
+            tracing::warn!(%error, "the shim does not take our word");
+        }
+        tokio::select! {
+            () = handover::gone(&stream) => {
+                tracing::info!(dovecot.base_dir = %base_dir.display(), "Dovecot's shim is gone, its sockets with it");
+            }
+            () = served.cancelled() => {}
+        }
+        served.cancel();
+        self.handed_over.remove(&key, turn);
+    }
+
+    fn serve_handed(
+        self: &Arc<Self>,
+        socket: HandedSocket,
+        listen: &Listen,
+        shutdown: CancellationToken,
+    ) {
+        // Every socket of Dovecot's is a door of the same name: an operator thinks of "dovecot".
+        let door: Arc<str> = "dovecot".into();
+        let speaks = match socket.kind {
+            HandedKind::Login => {
+                Speaks::Auth(self.auth_door(Arc::clone(&door), listen), SocketKind::Login)
+            }
+            HandedKind::Client | HandedKind::Legacy => {
+                Speaks::Auth(self.auth_door(Arc::clone(&door), listen), SocketKind::Client)
+            }
+            HandedKind::Master => {
+                let master = self.master_door(Arc::clone(&door), listen);
+                Speaks::Master(master, MasterKind::Master, Openness::Some)
+            }
+            HandedKind::Userdb => {
+                let master = self.master_door(Arc::clone(&door), listen);
+                Speaks::Master(master, MasterKind::Userdb, openness(&socket.place, listen))
+            }
+            HandedKind::Token | HandedKind::TokenLogin => Speaks::Nothing,
+        };
+        tracing::debug!(name = %socket.name, kind = %socket.kind, "socket handed over");
+        self.spawn_door(door, socket.listener, listen, speaks, shutdown);
+    }
+}

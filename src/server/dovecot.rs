@@ -1,0 +1,319 @@
+//! Dovecot's auth client protocol: reads requests, asks the core, writes answers as they come.
+//!
+//! All requests of one read are looked at together and what memory answers leaves with one write. The rest become
+//! tasks; their answers go out by id, in any order. Refusals wait out the door's delay in a queue of decided answers,
+//! not as attempts in flight.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use ipnet::IpNet;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::claims::{Claim, Claims, Place};
+use super::listener::Peer;
+use super::words;
+use super::write_timeout::write_out;
+use crate::auth::{
+    Accepted, Attempt, Authenticator, Later, Reason, Refused, Service, Source, Verdict,
+};
+use crate::clock;
+use crate::config::listen::TempFailure;
+use crate::metrics::Metrics;
+use crate::proto::dovecot::auth::{
+    AuthRequest, Event, FailCode, Greeting, Mechanism, Reply, Session, SocketKind,
+};
+
+/// A login prompt that is never answered is dropped after this long (Dovecot's own limit).
+const PROMPT_LIMIT: Duration = Duration::from_secs(150);
+/// Bytes read at a time; a line may be longer than one read.
+const READ_BYTES: usize = 16 * 1024;
+
+/// One door that speaks the auth client protocol.
+pub(super) struct AuthDoor {
+    pub(super) name: Arc<str>,
+    pub(super) core: Arc<Authenticator>,
+    pub(super) greeting: Arc<Greeting>,
+    pub(super) claims: Claims,
+    /// Nets whose word about the client's address is believed; a unix socket's peer always is.
+    pub(super) trusted: Vec<IpNet>,
+    pub(super) temp_failure: TempFailure,
+    pub(super) failure_delay: Duration,
+    pub(super) max_in_flight: usize,
+    pub(super) write_timeout: Duration,
+    pub(super) metrics: Metrics,
+    pub(super) tracker: TaskTracker,
+}
+
+/// One connection.
+struct Driver<S> {
+    stream: S,
+    door: Arc<AuthDoor>,
+    kind: SocketKind,
+    /// The peer may say where its client is (login.md D-2).
+    believed: bool,
+    session: Session,
+    cookie: [u8; 16],
+    place: Option<Place>,
+    input: BytesMut,
+    output: Vec<u8>,
+    asking: JoinSet<Result<Verdict, JoinError>>,
+    /// Which request each task answers.
+    asked: HashMap<tokio::task::Id, Asked>,
+    /// Refusals and when they may leave, soonest first.
+    decided: VecDeque<(Instant, Asked, Refused)>,
+    closing: bool,
+}
+
+/// A finished question: the outer task only waits for the inner one.
+type Done = Result<(tokio::task::Id, Result<Verdict, JoinError>), JoinError>;
+
+/// What is needed of a request when its answer goes out.
+struct Asked {
+    id: u32,
+    user: String,
+    mechanism: Mechanism,
+    nologin: bool,
+    arrived: Instant,
+}
+
+/// Serves one connection until the peer is gone, breaks the protocol, or `shutdown` ends it; then answers under way
+/// still go out.
+///
+/// # Errors
+/// What ended it, if not the peer.
+pub(super) async fn serve<S>(
+    stream: S,
+    door: Arc<AuthDoor>,
+    kind: SocketKind,
+    peer: Peer,
+    cuid: u64,
+    shutdown: CancellationToken,
+) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut cookie = [0; 16];
+    getrandom::fill(&mut cookie).map_err(io::Error::from)?;
+    let session = Session::new(kind);
+    let mut output = Vec::with_capacity(1024);
+    session.greet(&door.greeting, cuid, &cookie, &mut output);
+    let believed =
+        peer.address.is_none_or(|peer| door.trusted.iter().any(|net| net.contains(&peer.ip())));
+    let mut driver = Driver {
+        stream,
+        door,
+        kind,
+        believed,
+        session,
+        cookie,
+        place: None,
+        input: BytesMut::with_capacity(READ_BYTES),
+        output,
+        asking: JoinSet::new(),
+        asked: HashMap::new(),
+        decided: VecDeque::new(),
+        closing: false,
+    };
+    driver.flush().await?;
+    driver.run(shutdown).await
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
+    async fn run(&mut self, shutdown: CancellationToken) -> io::Result<()> {
+        loop {
+            let idle = self.asking.is_empty() && self.decided.is_empty();
+            if self.closing && idle {
+                return self.stream.shutdown().await;
+            }
+            let has_room = self.asking.len() < self.door.max_in_flight;
+            let due = self.decided.front().map(|(due, ..)| *due);
+            self.input.reserve(READ_BYTES);
+            tokio::select! {
+                read = self.stream.read_buf(&mut self.input), if has_room && !self.closing => {
+                    if read? == 0 {
+                        return Ok(());
+                    }
+                    self.read_requests().await?;
+                }
+                Some(done) = self.asking.join_next_with_id() => self.task_done(done),
+                () = tokio::time::sleep_until(due.unwrap_or_else(clock::now).into()), if due.is_some() => {}
+                () = shutdown.cancelled(), if !self.closing => self.closing = true,
+            }
+            if has_room != (self.asking.len() < self.door.max_in_flight) && !self.closing {
+                // There is room again: lines that were read but not looked at come first.
+                self.read_requests().await?;
+            }
+            self.release_decided(clock::now());
+            self.flush().await?;
+        }
+    }
+
+    /// Looks at everything that was read, as far as there is room for questions.
+    async fn read_requests(&mut self) -> io::Result<()> {
+        let now = clock::now();
+        if self.session.open_requests() > 0 {
+            self.session.drop_stale(now, PROMPT_LIMIT);
+        }
+        while self.asking.len() < self.door.max_in_flight && !self.closing {
+            match self.session.next_event(&mut self.input, &mut self.output, now) {
+                Ok(None) => break,
+                Ok(Some(Event::Hello { client_pid })) => {
+                    if self.kind == SocketKind::Login {
+                        self.place = Some(self.door.claims.open(self.cookie, client_pid));
+                    }
+                }
+                Ok(Some(Event::Request(request))) => self.request(request, now),
+                Ok(Some(Event::Cancelled(id))) => {
+                    if let Some(place) = &self.place {
+                        place.cancel(id);
+                    }
+                }
+                Err(error) => {
+                    self.door.metrics.protocol_error(&self.door.name);
+                    tracing::warn!(door = %self.door.name, %error, "auth client broke the protocol");
+                    // What was decided before the fault still goes out.
+                    self.flush().await?;
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, request: AuthRequest, now: Instant) {
+        let asked = Asked {
+            id: request.id,
+            user: shown_name(&request.credentials.authcid),
+            mechanism: request.mechanism,
+            nologin: request.nologin,
+            arrived: now,
+        };
+        if !request.credentials.authzid.is_empty() {
+            let refused = Refused::new(Reason::Authz, Source::Rules);
+            self.door.core.record_refusal(&self.attempt(request, now), &refused);
+            self.delay(asked, refused);
+            return;
+        }
+        let attempt = self.attempt(request, now);
+        match self.door.core.recall(&attempt, now) {
+            Some(verdict) => self.decide(asked, verdict),
+            None => {
+                // A task of its own: it ends, and is journalled, even if this client hangs up.
+                let core = Arc::clone(&self.door.core);
+                let decision =
+                    self.door.tracker.spawn(async move { core.authenticate(attempt).await });
+                let task = self.asking.spawn(decision);
+                self.asked.insert(task.id(), asked);
+            }
+        }
+    }
+
+    fn attempt(&self, request: AuthRequest, now: Instant) -> Attempt {
+        Attempt {
+            login: request.credentials.authcid,
+            password: request.credentials.password,
+            service: Service::parse(&request.service),
+            service_name: request.service.into(),
+            client: request.client.filter(|_| self.believed).map(|client| client.to_canonical()),
+            session: request.session,
+            door: Arc::clone(&self.door.name),
+            arrived: now,
+        }
+    }
+
+    fn task_done(&mut self, done: Done) {
+        let (id, verdict) = match done {
+            Ok((id, Ok(verdict))) => (id, verdict),
+            Ok((id, Err(error))) => {
+                // A fault of ours must still be answered, and as "later".
+                tracing::error!(%error, door = %self.door.name, "an attempt failed");
+                (id, Verdict::Unavailable(Later::new(Reason::Internal)))
+            }
+            Err(error) => (error.id(), Verdict::Unavailable(Later::new(Reason::Internal))),
+        };
+        if let Some(asked) = self.asked.remove(&id) {
+            self.decide(asked, verdict);
+        }
+    }
+
+    fn decide(&mut self, asked: Asked, verdict: Verdict) {
+        match verdict {
+            Verdict::Accept(accepted) => self.accept(&asked, accepted),
+            Verdict::Reject(refused) => self.delay(asked, refused),
+            Verdict::Unavailable(_) => self.later(&asked),
+        }
+    }
+
+    fn accept(&mut self, asked: &Asked, accepted: Accepted) {
+        // Cancelled meanwhile: nobody will claim it.
+        let is_wanted = self.session.is_wanted(asked.id);
+        let mailbox = accepted.mailbox;
+        let reply = Reply::Ok { user: mailbox.address.as_str(), fields: &[] };
+        self.session.answer(asked.id, &reply, &mut self.output);
+        if let Some(place) = &self.place
+            && is_wanted
+            && !asked.nologin
+        {
+            let claim = Claim { mailbox, mechanism: asked.mechanism, at: asked.arrived };
+            place.keep(asked.id, claim);
+        }
+    }
+
+    /// Puts a refusal in the queue of those that may leave later (login.md O-6).
+    fn delay(&mut self, asked: Asked, refused: Refused) {
+        let due = asked.arrived + self.door.failure_delay;
+        let place = self.decided.partition_point(|(other, ..)| *other <= due);
+        self.decided.insert(place, (due, asked, refused));
+    }
+
+    fn release_decided(&mut self, now: Instant) {
+        // At the bound the oldest leave early, so that refusals never fill the window of others.
+        while let Some((_, asked, refused)) = match self.decided.front() {
+            Some((due, ..)) if *due <= now || self.decided.len() > self.door.max_in_flight => {
+                self.decided.pop_front()
+            }
+            _ => None,
+        } {
+            let words = words::of(&refused);
+            let user = Some(asked.user.as_str()).filter(|user| !user.is_empty());
+            let reply = Reply::Fail { user, code: words.code, reason: words.text };
+            self.session.answer(asked.id, &reply, &mut self.output);
+        }
+    }
+
+    /// "Later", in the client's own way (login.md D-3).
+    fn later(&mut self, asked: &Asked) {
+        let close = match self.door.temp_failure {
+            TempFailure::Close => true,
+            TempFailure::Fail => false,
+            // Postfix and Exim take any FAIL for a wrong password; only a lost connection is "try again".
+            TempFailure::Auto => self.session.client_minor() < 2 || asked.nologin,
+        };
+        if close {
+            self.closing = true;
+        } else {
+            let user = Some(asked.user.as_str()).filter(|user| !user.is_empty());
+            let reply = Reply::Fail { user, code: Some(FailCode::TempFail), reason: None };
+            self.session.answer(asked.id, &reply, &mut self.output);
+        }
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        write_out(&mut self.stream, &mut self.output, self.door.write_timeout).await
+    }
+}
+
+/// The name as it may stand in a reply: text without control bytes, or nothing.
+fn shown_name(typed: &[u8]) -> String {
+    match std::str::from_utf8(typed) {
+        Ok(text) if text.len() <= 320 && !text.chars().any(char::is_control) => text.to_owned(),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,270 @@
+//! Dovecot's auth master protocol: claims of logins, userdb look-ups, user lists, cache flushes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use super::claims::Claims;
+use super::userdb;
+use super::write_timeout::write_out;
+use crate::auth::Authenticator;
+use crate::clock;
+use crate::config::template::{Active, DisabledDelivery};
+use crate::identity::Login;
+use crate::proto::dovecot::master::{
+    Command, ListEnd, MasterKind, MasterReply, MasterSession, mask_matches,
+};
+use crate::store::{Mailbox, StoreError};
+
+/// Users read from the store at a time for a list.
+const LIST_PAGE: u32 = 1000;
+
+/// One door that speaks the master protocol.
+pub(super) struct MasterDoor {
+    pub(super) name: Arc<str>,
+    pub(super) core: Arc<Authenticator>,
+    pub(super) claims: Claims,
+    pub(super) server_pid: u32,
+    pub(super) write_timeout: Duration,
+    pub(super) metrics: crate::metrics::Metrics,
+}
+
+struct Driver<S> {
+    stream: S,
+    door: Arc<MasterDoor>,
+    reader: Reader,
+    output: Vec<u8>,
+}
+
+/// Who reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reader {
+    /// The process, where the kernel can tell.
+    pub(super) pid: Option<u32>,
+    /// On a socket that everybody may open, a stranger learns only of mailboxes with their own uid, as with Dovecot's
+    /// own auth-userdb.
+    pub(super) only_uid: Option<u32>,
+}
+
+impl Reader {
+    fn may_see(&self, mailbox: &Mailbox) -> bool {
+        self.only_uid.is_none_or(|uid| uid == mailbox.place.uid)
+    }
+}
+
+/// Serves one connection; commands are answered in order.
+///
+/// # Errors
+/// What ended it, if not the peer.
+pub(super) async fn serve<S>(
+    stream: S,
+    door: Arc<MasterDoor>,
+    kind: MasterKind,
+    reader: Reader,
+    shutdown: CancellationToken,
+) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut session = MasterSession::new(kind);
+    let mut driver = Driver { stream, door, reader, output: Vec::new() };
+    session.greet(driver.door.server_pid, &mut driver.output);
+    driver.flush().await?;
+    let mut input = BytesMut::new();
+    loop {
+        match session.next_command(&mut input) {
+            Ok(Some(command)) => driver.command(command).await?,
+            Ok(None) => {
+                driver.flush().await?;
+                input.reserve(4096);
+                let read = tokio::select! {
+                    read = driver.stream.read_buf(&mut input) => read?,
+                    () = shutdown.cancelled() => 0,
+                };
+                if read == 0 {
+                    return Ok(());
+                }
+            }
+            Err(error) => {
+                driver.door.metrics.protocol_error(&driver.door.name);
+                tracing::warn!(door = %driver.door.name, %error, "auth master client broke the protocol");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
+    async fn command(&mut self, command: Command) -> io::Result<()> {
+        match command {
+            Command::User { id, user, service } => {
+                let found = self.find(&user, &service).await;
+                self.reply_found(id, found);
+            }
+            Command::Pass { id, user, service } => {
+                let found = self.find(&user, &service).await;
+                self.reply_pass(id, found);
+            }
+            Command::List { id, .. } if self.reader.only_uid.is_some() => {
+                MasterReply::ListDone { id, end: ListEnd::Failed }.encode(&mut self.output);
+            }
+            Command::List { id, mask } => self.list(id, mask.as_deref()).await?,
+            Command::Request { id, client_pid, auth_id, cookie, session_pid } => {
+                self.claim(id, (client_pid, auth_id), &cookie, session_pid);
+            }
+            Command::CacheFlush { id, users } => {
+                let count = self.forget(&users).await;
+                MasterReply::Flushed { id, count }.encode(&mut self.output);
+            }
+        }
+        Ok(())
+    }
+
+    /// The mailbox that a name leads to, if it may be known of (login.md U-1). The administrator's own tool always
+    /// hears of it.
+    async fn find(&self, user: &[u8], service: &str) -> Found {
+        let Ok(login) = Login::parse(user, &self.door.core.setup().names) else {
+            return Found::Nobody;
+        };
+        match self.door.core.store().owner(&login.address).await {
+            Ok(None) => Found::Nobody,
+            Ok(Some(mailbox)) if !self.reader.may_see(&mailbox) => Found::Nobody,
+            Ok(Some(mailbox)) if service == "doveadm" || may_receive(&mailbox) => {
+                Found::Mailbox(Box::new(mailbox))
+            }
+            Ok(Some(mailbox)) => match mailbox.settings.disabled_delivery {
+                DisabledDelivery::Reject => Found::Nobody,
+                DisabledDelivery::Accept => Found::Mailbox(Box::new(mailbox)),
+                DisabledDelivery::Tempfail => Found::Later,
+            },
+            Err(error) => {
+                self.log_store_failure(&error);
+                Found::Later
+            }
+        }
+    }
+
+    fn claim(
+        &mut self,
+        id: u32,
+        (client_pid, auth_id): (u32, u32),
+        cookie: &[u8; 16],
+        session_pid: Option<u32>,
+    ) {
+        let pid_is_right = match (session_pid, self.reader.pid) {
+            (Some(said), Some(is)) => said == is,
+            _ => true,
+        };
+        let claim = pid_is_right
+            .then(|| self.door.claims.take(cookie, client_pid, auth_id, clock::now()))
+            .flatten();
+        let Some(claim) = claim else {
+            tracing::warn!(
+                door = %self.door.name, client.pid = client_pid, request = auth_id, pid_is_right,
+                said.pid = ?session_pid, peer.pid = ?self.reader.pid,
+                "a mail process claimed a login that is not there, or not its own"
+            );
+            MasterReply::Fail { id, reason: Some("No such login") }.encode(&mut self.output);
+            return;
+        };
+        let mut fields = userdb::fields(&claim.mailbox);
+        fields.push(("auth_mech".into(), claim.mechanism.as_str().into()));
+        self.reply_user(id, &claim.mailbox, &fields);
+    }
+
+    fn reply_found(&mut self, id: u32, found: Found) {
+        match found {
+            Found::Mailbox(mailbox) => {
+                self.reply_user(id, &mailbox, &userdb::fields(&mailbox));
+            }
+            other => self.reply_missing(id, &other),
+        }
+    }
+
+    fn reply_pass(&mut self, id: u32, found: Found) {
+        match found {
+            Found::Mailbox(mailbox) => {
+                MasterReply::Pass { id, user: mailbox.address.as_str(), fields: &[] }
+                    .encode(&mut self.output);
+            }
+            other => self.reply_missing(id, &other),
+        }
+    }
+
+    fn reply_user(&mut self, id: u32, mailbox: &Mailbox, fields: &[(String, String)]) {
+        let fields: Vec<_> =
+            fields.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        MasterReply::User { id, user: mailbox.address.as_str(), fields: &fields }
+            .encode(&mut self.output);
+    }
+
+    fn reply_missing(&mut self, id: u32, found: &Found) {
+        match found {
+            Found::Later => MasterReply::Fail { id, reason: None }.encode(&mut self.output),
+            Found::Mailbox(_) | Found::Nobody => {
+                MasterReply::NotFound { id }.encode(&mut self.output);
+            }
+        }
+    }
+
+    async fn list(&mut self, id: u32, mask: Option<&[u8]>) -> io::Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.door.core.store().addresses(after.as_deref(), LIST_PAGE).await;
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => {
+                    self.log_store_failure(&error);
+                    MasterReply::ListDone { id, end: ListEnd::Failed }.encode(&mut self.output);
+                    return Ok(());
+                }
+            };
+            for user in &page {
+                if mask.is_none_or(|mask| mask_matches(mask, user)) {
+                    MasterReply::ListItem { id, user }.encode(&mut self.output);
+                }
+            }
+            self.flush().await?;
+            match page.into_iter().last() {
+                Some(last) => after = Some(last),
+                None => break,
+            }
+        }
+        MasterReply::ListDone { id, end: ListEnd::Complete }.encode(&mut self.output);
+        Ok(())
+    }
+
+    async fn forget(&self, users: &[Vec<u8>]) -> usize {
+        if users.is_empty() {
+            return self.door.core.forget_all();
+        }
+        let mut count = 0;
+        for name in users.iter().filter_map(|user| std::str::from_utf8(user).ok()) {
+            count += self.door.core.forget(name).await;
+        }
+        count
+    }
+
+    fn log_store_failure(&self, error: &StoreError) {
+        tracing::error!(door = %self.door.name, %error, "store failed at a look-up");
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        write_out(&mut self.stream, &mut self.output, self.door.write_timeout).await
+    }
+}
+
+enum Found {
+    Later,
+    Mailbox(Box<Mailbox>),
+    Nobody,
+}
+
+fn may_receive(mailbox: &Mailbox) -> bool {
+    let is_off = mailbox.disabled_by_admin || mailbox.settings.active == Active::No;
+    !is_off
+}

@@ -1,0 +1,639 @@
+//! One accept loop for every door, unix and TCP, bound by us or handed over by Dovecot.
+//!
+//! A door at its limit stops accepting: who comes next waits in the backlog, which is what mail servers bear best
+//! (Dovecot's login processes do not try again when a connection is refused). For the same reason no accept error ends
+//! the loop.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::config::listen::Listen;
+use crate::metrics::{Metrics, OpenConnection};
+
+/// Connections that the kernel keeps for us while we are busy or restarting (it takes less if `somaxconn` is lower).
+const BACKLOG: i32 = 4096;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A listening socket.
+#[derive(Debug)]
+pub enum Socket {
+    /// On a path.
+    Unix(UnixListener, Option<BoundPath>),
+    /// On a TCP address.
+    Tcp(TcpListener),
+}
+
+/// The path of a unix socket that we bound; dropping it removes the path, unless another has taken it since.
+#[derive(Debug)]
+pub struct BoundPath {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+/// What one accept loop lets in.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at one time.
+    pub max_connections: usize,
+    /// TCP peers must be in one of these nets; empty: any peer.
+    pub allow: Vec<IpNet>,
+    /// The door's name in the configuration, for logs and metrics.
+    pub door: Arc<str>,
+    /// Where connections are counted.
+    pub metrics: Metrics,
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its bytes.
+    pub stream: Stream,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// Its place under `max_connections`; dropping it gives the place to the next.
+    pub guard: Guard,
+}
+
+/// The place of a connection under its door's limit, and in the metrics.
+#[derive(Debug)]
+pub struct Guard {
+    _permit: OwnedSemaphorePermit,
+    _open: OpenConnection,
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Of a unix socket: the process that connected.
+    pub credentials: Option<Credentials>,
+    /// Of a TCP socket: its address; v4-mapped addresses are given as IPv4.
+    pub address: Option<SocketAddr>,
+}
+
+/// A process, as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its id, unless it lives in a place we cannot see.
+    pub pid: Option<i32>,
+}
+
+/// The bytes of a connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// Over a unix socket.
+    Unix(UnixStream),
+    /// Over TCP.
+    Tcp(TcpStream),
+}
+
+/// Why a door cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Neither or both of `path` and `address` are set.
+    #[error("a door needs either a path or an address")]
+    NoPlace,
+    /// A process answers on the path.
+    #[error("another process is listening on {}", .0.display())]
+    InUse(PathBuf),
+    /// The path is taken by something that we must not remove.
+    #[error("{} exists and is not a socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The user or group that shall own the socket does not exist.
+    #[error("no {what} is called {name:?}")]
+    Nobody {
+        /// `user` or `group`.
+        what: &'static str,
+        /// The name in the configuration.
+        name: String,
+    },
+    /// The system said no.
+    #[error("{step} {place}: {source}")]
+    System {
+        /// What was being done.
+        step: &'static str,
+        /// The path or address.
+        place: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Opens the door that the configuration describes. Must be called within a tokio runtime.
+///
+/// A unix socket appears on its path complete: with its mode, its owner and its backlog. What a dead daemon left there is
+/// replaced; a socket on which somebody answers is not.
+///
+/// # Errors
+/// Nothing is left behind in any case.
+pub fn bind(config: &Listen) -> Result<Socket, BindError> {
+    match (&config.path, config.address) {
+        (Some(path), None) => bind_unix(path, config),
+        (None, Some(address)) => {
+            let failed = |step| system(step, address.to_string());
+            let listener = bind_tcp(address).map_err(failed("listening on"))?;
+            TcpListener::from_std(listener).map(Socket::Tcp).map_err(failed("listening on"))
+        }
+        _ => Err(BindError::NoPlace),
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind_unix(path: &Path, config: &Listen) -> Result<Socket, BindError> {
+    let failed = |step| system(step, path.display().to_string());
+    let uid = owner("user", &config.user, |name| {
+        Ok(nix::unistd::User::from_name(name)?.map(|u| u.uid.as_raw()))
+    })?;
+    let gid = owner("group", &config.group, |name| {
+        Ok(nix::unistd::Group::from_name(name)?.map(|g| g.gid.as_raw()))
+    })?;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed("making the directory of"))?;
+    }
+    check_path_is_free(path)?;
+
+    let new = Temporary(temporary_name(path));
+    let listener = (|| {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&new.0)?)?;
+        // Nobody can connect before `listen`, whatever the umask made of the mode.
+        std::os::unix::fs::chown(&new.0, uid, gid)?;
+        std::fs::set_permissions(&new.0, std::fs::Permissions::from_mode(config.mode.0))?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        UnixListener::from_std(socket.into())
+    })()
+    .map_err(failed("listening on"))?;
+    let bound = BoundPath::new(&new.0, path).map_err(failed("listening on"))?;
+    std::fs::rename(&new.0, path).map_err(failed("listening on"))?;
+    Ok(Socket::Unix(listener, Some(bound)))
+}
+
+fn system(step: &'static str, place: String) -> impl FnOnce(io::Error) -> BindError {
+    move |source| BindError::System { step, place, source }
+}
+
+fn owner(
+    what: &'static str,
+    name: &str,
+    find: impl FnOnce(&str) -> io::Result<Option<u32>>,
+) -> Result<Option<u32>, BindError> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    if let Ok(id) = name.parse() {
+        return Ok(Some(id));
+    }
+    let found = find(name).map_err(system("looking up the owner", name.to_owned()))?;
+    found.map(Some).ok_or_else(|| BindError::Nobody { what, name: name.to_owned() })
+}
+
+fn check_path_is_free(path: &Path) -> Result<(), BindError> {
+    let failed = system("looking at", path.display().to_string());
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if !found.file_type().is_socket() {
+        return Err(BindError::NotASocket(path.to_owned()));
+    }
+    match probe(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(failed(error)),
+        _ => Err(BindError::InUse(path.to_owned())),
+    }
+}
+
+/// Connects without waiting: a full backlog is an answer too.
+fn probe(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// Beside the path, for the rename; short, since paths of sockets end at 107 bytes.
+fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    path.with_file_name(name)
+}
+
+/// Removes the new socket if it did not get to its place.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl BoundPath {
+    fn new(now: &Path, later: &Path) -> io::Result<Self> {
+        let found = std::fs::symlink_metadata(now)?;
+        Ok(Self { path: later.to_owned(), device: found.dev(), inode: found.ino() })
+    }
+
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for BoundPath {
+    fn drop(&mut self) {
+        let found = std::fs::symlink_metadata(&self.path);
+        if found.is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode)) {
+            _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Socket {
+    /// Takes a listening socket that another process opened; its path stays that process's own.
+    ///
+    /// # Errors
+    /// If the descriptor is not a socket of the family that `family` says.
+    pub fn adopt(descriptor: OwnedFd, family: AddressFamily) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&descriptor, true)?;
+        match family {
+            AddressFamily::UNIX => Ok(Self::Unix(UnixListener::from_std(descriptor.into())?, None)),
+            _ => Ok(Self::Tcp(TcpListener::from_std(descriptor.into())?)),
+        }
+    }
+
+    /// The address of a TCP socket (the port that was found when the configuration says 0).
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Unix(..) => None,
+            Self::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
+    /// The kernel's number of the socket: the same for every descriptor of it.
+    #[must_use]
+    pub fn inode(&self) -> Option<u64> {
+        let found = match self {
+            Self::Unix(listener, _) => rustix::fs::fstat(listener),
+            Self::Tcp(listener) => rustix::fs::fstat(listener),
+        };
+        found.ok().map(|found| found.st_ino)
+    }
+
+    async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = stream.peer_cred()?;
+                let credentials = Some(Credentials { uid: peer.uid(), pid: peer.pid() });
+                Ok((Stream::Unix(stream), Peer { credentials, address: None }))
+            }
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+                Ok((Stream::Tcp(stream), Peer { credentials: None, address: Some(address) }))
+            }
+        }
+    }
+}
+
+/// Accepts connections and serves each in a task of its own, until `shutdown`. The socket is then closed; connections
+/// that are open go on, and `tracker` knows them.
+pub async fn accept_loop<S, F>(
+    socket: Socket,
+    limits: Limits,
+    shutdown: CancellationToken,
+    tracker: &TaskTracker,
+    serve: S,
+) where
+    S: Fn(Connection) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
+    let mut pause = Pause::default();
+    let accepting = async {
+        while let Ok(permit) = Arc::clone(&places).acquire_owned().await {
+            match socket.accept().await {
+                Ok((stream, peer)) if limits.admit(&peer) => {
+                    pause = Pause::default();
+                    let open = limits.metrics.connection_opened(&limits.door);
+                    let guard = Guard { _permit: permit, _open: open };
+                    tracker.spawn(serve(Connection { stream, peer, guard }));
+                }
+                Ok((_, peer)) => {
+                    debug!(door = %limits.door, peer.address = ?peer.address, "peer not allowed");
+                }
+                Err(error) => pause.after(&error, &limits.door).await,
+            }
+        }
+    };
+    // The accept call holds nothing when it is dropped half way.
+    shutdown.run_until_cancelled(accepting).await;
+}
+
+impl Limits {
+    fn admit(&self, peer: &Peer) -> bool {
+        let Some(address) = peer.address else { return true };
+        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&address.ip()))
+    }
+}
+
+/// How long to leave the socket alone after an error.
+struct Pause {
+    next: Duration,
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self { next: FIRST_PAUSE }
+    }
+}
+
+impl Pause {
+    async fn after(&mut self, error: &io::Error, door: &str) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, NotConnected};
+        // The peer went away before we came; the next one has done nothing wrong.
+        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | NotConnected)
+        {
+            return;
+        }
+        if self.next == FIRST_PAUSE {
+            warn!(door, %error, "cannot accept connections, trying again");
+        }
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(LONGEST_PAUSE);
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::config::units::FileMode;
+
+    fn at(path: &Path) -> Listen {
+        Listen { path: Some(path.to_owned()), ..Listen::default() }
+    }
+
+    fn limits(max_connections: usize) -> Limits {
+        Limits { max_connections, allow: Vec::new(), door: "test".into(), metrics: Metrics::new() }
+    }
+
+    /// Greets with what is known of the peer, then says everything back.
+    async fn echo(connection: Connection) {
+        let Connection { mut stream, peer, guard: _guard } = connection;
+        let greeting = format!("{peer:?}\n");
+        stream.write_all(greeting.as_bytes()).await.unwrap();
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        _ = tokio::io::copy(&mut reader, &mut writer).await;
+    }
+
+    fn start(socket: Socket, limits: Limits) -> (CancellationToken, TaskTracker) {
+        let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (stop, tasks) = (shutdown.clone(), tracker.clone());
+        tokio::spawn(async move { accept_loop(socket, limits, stop, &tasks, echo).await });
+        (shutdown, tracker)
+    }
+
+    async fn line(stream: &mut (impl AsyncRead + Unpin)) -> String {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            match stream.read_u8().await {
+                Ok(byte) => line.push(byte),
+                Err(_) => break,
+            }
+        }
+        String::from_utf8(line).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_unix_door_knows_who_connects_and_removes_its_path_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made/for/it/auth");
+        let config = Listen { mode: FileMode(0o640), ..at(&path) };
+        let socket = bind(&config).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+        let (shutdown, tracker) = start(socket, limits(10));
+
+        let mut client = UnixStream::connect(&path).await.unwrap();
+
+        let greeting = line(&mut client).await;
+        let expected = Peer {
+            credentials: Some(Credentials {
+                uid: rustix::process::geteuid().as_raw(),
+                pid: i32::try_from(std::process::id()).ok(),
+            }),
+            address: None,
+        };
+        assert_eq!(greeting, format!("{expected:?}\n"));
+        shutdown.cancel();
+        while path.exists() {
+            tokio::task::yield_now().await;
+        }
+        client.write_all(b"still here\n").await.unwrap();
+        assert_eq!(line(&mut client).await, "still here\n");
+        drop(client);
+        tracker.close();
+        tracker.wait().await;
+    }
+
+    #[tokio::test]
+    async fn a_tcp_door_knows_the_address() {
+        let config = Listen { address: "127.0.0.1:0".parse().ok(), ..Listen::default() };
+        let socket = bind(&config).unwrap();
+        let address = socket.address().unwrap();
+        start(socket, limits(10));
+
+        let mut client = TcpStream::connect(address).await.unwrap();
+
+        let address = client.local_addr().ok();
+        let expected = Peer { credentials: None, address };
+        assert_eq!(line(&mut client).await, format!("{expected:?}\n"));
+    }
+
+    #[tokio::test]
+    async fn a_mapped_address_is_an_ipv4_address_to_the_allowed_nets() {
+        let config = Listen { address: "[::]:0".parse().ok(), ..Listen::default() };
+        let socket = bind(&config).unwrap();
+        let port = socket.address().unwrap().port();
+        let allow = vec!["127.0.0.0/8".parse().unwrap()];
+        start(socket, Limits { allow, ..limits(10) });
+
+        let mut allowed = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let mut stranger = TcpStream::connect(("::1", port)).await.unwrap();
+
+        assert!(line(&mut allowed).await.contains("127.0.0.1"));
+        assert_eq!(line(&mut stranger).await, "");
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limit_connections_wait_in_the_backlog() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("auth");
+        start(bind(&at(&path)).unwrap(), limits(1));
+        let mut first = UnixStream::connect(&path).await.unwrap();
+        line(&mut first).await;
+
+        let mut second = UnixStream::connect(&path).await.unwrap();
+
+        let mut byte = [0];
+        tokio::task::yield_now().await;
+        let early = second.try_read(&mut byte).unwrap_err();
+        assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
+        drop(first);
+        assert!(line(&mut second).await.starts_with("Peer"));
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_a_dead_daemon_is_replaced_and_that_of_a_living_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("auth");
+        let dead = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(dead);
+
+        let living = bind(&at(&path)).unwrap();
+
+        let refused = bind(&at(&path)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!("another process is listening on {}", path.display())
+        );
+        UnixStream::connect(&path).await.unwrap();
+        drop(living);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_path_that_another_has_taken_since_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("auth");
+        let socket = bind(&at(&path)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "another's").unwrap();
+
+        drop(socket);
+
+        assert!(path.exists());
+        let refused = bind(&at(&path)).unwrap_err();
+        assert!(matches!(refused, BindError::NotASocket(_)), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_bound_is_named_and_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("auth");
+        let nobody = Listen { group: "no-such-group".into(), ..at(&path) };
+        assert_eq!(bind(&nobody).unwrap_err().to_string(), r#"no group is called "no-such-group""#);
+        let long = at(&directory.path().join("x".repeat(120)));
+        assert!(bind(&long).unwrap_err().to_string().starts_with("listening on /"));
+        assert!(matches!(bind(&Listen::default()), Err(BindError::NoPlace)));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn errors_of_accept_are_waited_out_longer_and_longer() {
+        let mut pause = Pause::default();
+        let begin = tokio::time::Instant::now();
+
+        for _ in 0..12 {
+            pause.after(&io::Error::from_raw_os_error(24), "test").await; // EMFILE
+        }
+
+        // 5 + 10 + … + 640 ms, then four times the longest.
+        assert_eq!(begin.elapsed(), Duration::from_millis(1275 + 4000));
+        pause.after(&io::ErrorKind::ConnectionAborted.into(), "test").await;
+        assert_eq!(begin.elapsed(), Duration::from_millis(1275 + 4000));
+    }
+}

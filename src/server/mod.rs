@@ -1,0 +1,250 @@
+//! The daemon: builds everything from the configuration, opens the doors, reloads, drains.
+//!
+//! The only layer that knows a protocol and the core.
+
+mod claims;
+pub mod control;
+mod doors;
+mod dovecot;
+mod dovecot_master;
+pub mod handover;
+pub mod http;
+pub mod listener;
+mod operator;
+pub mod shown;
+mod userdb;
+mod words;
+mod write_timeout;
+
+pub use operator::change_mailbox;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{Authenticator, Parts, Setup, journal::Journal};
+use crate::config::{self, Loaded, Problems, load};
+use crate::directory::{BuildErrors, Directories};
+use crate::logging::{self, Logging};
+use crate::metrics::{Metrics, Reloaded};
+use crate::proto::dovecot::auth::Greeting;
+use crate::store::{Store, StoreError};
+
+use claims::Claims;
+use handover::HandedOver;
+use listener::{BindError, Socket};
+
+/// How long attempts under way may take to end after TERM.
+const DRAIN: Duration = Duration::from_secs(15);
+/// How often the size of the memory is written to the metrics.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+
+/// A running daemon.
+pub(crate) struct Daemon {
+    path: PathBuf,
+    running: tokio::sync::Mutex<Loaded>,
+    logging: Logging,
+    core: Arc<Authenticator>,
+    metrics: Metrics,
+    greeting: Arc<Greeting>,
+    claims: Claims,
+    handed_over: HandedOver,
+    connections: AtomicU64,
+    shutdown: CancellationToken,
+    tracker: TaskTracker,
+}
+
+/// Why the daemon did not start, or did not take a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(Problems),
+    /// A directory cannot be used as configured.
+    #[error(transparent)]
+    Directory(#[from] BuildErrors),
+    /// The database cannot be opened.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    /// A door cannot be opened.
+    #[error("listen.{door}: {source}")]
+    Listen {
+        /// The door.
+        door: String,
+        /// What is wrong with it.
+        source: BindError,
+    },
+    /// The control socket cannot be opened.
+    #[error("node.control: {0}")]
+    Control(BindError),
+    /// The log cannot be set up.
+    #[error(transparent)]
+    Log(#[from] logging::LoggingError),
+    /// The system gives no random bytes, thread or signal.
+    #[error("system: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Runs the daemon until TERM or INT, or until the command line stops it.
+///
+/// # Errors
+/// If it cannot start; nothing is left behind then.
+pub async fn run(path: &Path) -> Result<(), StartError> {
+    let loaded = load(path).map_err(StartError::Config)?;
+    let logging = logging::start(&loaded.config.log)?;
+    for notice in &loaded.notices {
+        tracing::warn!("{notice}");
+    }
+    // Signals first: a HUP that comes while we start must not end us.
+    let mut signals = Signals::new()?;
+    let (daemon, sockets) = Daemon::build(path, loaded, logging).await?;
+    daemon.open_doors(sockets).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
+    daemon.tracker.spawn(Arc::clone(&daemon).measure());
+    loop {
+        tokio::select! {
+            _ = signals.hangup.recv() => {
+                // Said and counted inside; a signal has nobody to answer to.
+                drop(daemon.reload().await);
+            }
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            () = daemon.shutdown.cancelled() => break,
+        }
+    }
+    tracing::info!("stopping");
+    daemon.shutdown.cancel();
+    daemon.tracker.close();
+    if tokio::time::timeout(DRAIN, daemon.tracker.wait()).await.is_err() {
+        tracing::warn!(tasks = daemon.tracker.len(), "stopped before all connections had ended");
+    }
+    Ok(())
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+impl Daemon {
+    async fn build(
+        path: &Path,
+        loaded: Loaded,
+        logging: Logging,
+    ) -> Result<(Arc<Self>, Vec<(String, Socket)>), StartError> {
+        let config = &loaded.config;
+        let metrics = Metrics::new();
+        let store = Store::open(&config.store).await?;
+        store.mirror_domains(&config.domain).await?;
+        let directories = Arc::new(Directories::build(&config.directory, None, &metrics)?);
+        directories.show(None);
+        let journal = Arc::new(Journal::stderr(config.log.format, metrics.clone())?);
+        let tracker = TaskTracker::new();
+        let mut memory_key = [0; 32];
+        getrandom::fill(&mut memory_key).map_err(std::io::Error::from)?;
+        let parts = Parts {
+            store,
+            journal,
+            metrics: metrics.clone(),
+            tracker: tracker.clone(),
+            memory_capacity: config.memory.capacity.0,
+            memory_key,
+        };
+        let core = Arc::new(Authenticator::new(Setup::new(config, directories, 1), parts));
+        let mut sockets = Vec::new();
+        for (name, listen) in &config.listen {
+            let socket = listener::bind(listen)
+                .map_err(|source| StartError::Listen { door: name.clone(), source })?;
+            sockets.push((name.clone(), socket));
+        }
+        let daemon = Self {
+            path: path.to_owned(),
+            running: tokio::sync::Mutex::new(loaded),
+            logging,
+            core,
+            metrics,
+            greeting: Arc::new(Greeting::new(std::process::id())),
+            claims: Claims::default(),
+            handed_over: HandedOver::default(),
+            connections: AtomicU64::new(1),
+            shutdown: CancellationToken::new(),
+            tracker,
+        };
+        Ok((Arc::new(daemon), sockets))
+    }
+
+    /// Reads the configuration again: parse, check, swap. A bad file changes nothing.
+    ///
+    /// Returns what takes effect only at a restart.
+    ///
+    /// # Errors
+    /// What is wrong with the file; the running configuration goes on.
+    pub(crate) async fn reload(&self) -> Result<Vec<String>, StartError> {
+        // One reload at a time; attempts never take this lock.
+        let mut running = self.running.lock().await;
+        let taken = self.take(&mut running).await;
+        match &taken {
+            Ok(restart) => {
+                self.metrics.reloaded(Reloaded::Taken);
+                tracing::info!(config = %self.path.display(), "configuration reloaded");
+                for key in restart {
+                    tracing::warn!(key, "this change takes effect at the next restart");
+                }
+            }
+            Err(error) => {
+                self.metrics.reloaded(Reloaded::Refused);
+                tracing::error!(
+                    config = %self.path.display(), %error,
+                    "the new configuration is not taken, the running one goes on"
+                );
+            }
+        }
+        taken
+    }
+
+    async fn take(&self, running: &mut Loaded) -> Result<Vec<String>, StartError> {
+        let loaded = load(&self.path).map_err(StartError::Config)?;
+        for notice in &loaded.notices {
+            tracing::warn!("{notice}");
+        }
+        let config = &loaded.config;
+        let current = self.core.setup();
+        let previous = &current.directories;
+        let directories =
+            Arc::new(Directories::build(&config.directory, Some(previous), &self.metrics)?);
+        self.core.store().mirror_domains(&config.domain).await?;
+        self.logging.change(&config.log)?;
+        self.core.reconfigure(config, Arc::clone(&directories));
+        directories.show(Some(previous));
+        let changes = config::differences(&running.config, config);
+        let restart = changes.need_restart().into_iter().map(str::to_owned).collect();
+        *running = loaded;
+        Ok(restart)
+    }
+
+    async fn measure(self: Arc<Self>) {
+        let mut every = tokio::time::interval(MEASURE_EVERY);
+        loop {
+            tokio::select! {
+                _ = every.tick() => self.core.measure(),
+                () = self.shutdown.cancelled() => return,
+            }
+        }
+    }
+}
