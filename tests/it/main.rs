@@ -1,0 +1,25 @@
+//! Integration tests: the daemon and its shim between real Dovecot, Postfix and slapd.
+//!
+//! `tests/run` installs what they need. Each test starts its own servers (`support`), so all can run at once.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+mod configured;
+mod handover;
+mod peers;
+
+mod main_job;
+
+mod directory_changes;
+mod dovecot24;
+mod hostile;
+mod outages;
+mod shim;
+mod storm;

@@ -1,0 +1,275 @@
+//! Small clients of each protocol, line by line over TCP. A reply is returned as the server said it; a server that
+//! hangs up or says nothing gives what came until then, so that a test can name it.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+/// Longer than any deadline of a login, shorter than Dovecot's patience.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// What the PLAIN mechanism says.
+pub(crate) fn plain(user: &[u8], password: &[u8]) -> String {
+    STANDARD.encode([b"\0", user, b"\0", password].concat())
+}
+
+/// IMAP LOGIN; the tagged reply.
+pub(crate) fn imap_login(port: u16, user: &str, password: &str) -> String {
+    let mut line = Line::connect(port);
+    line.receive();
+    line.send(&format!("a LOGIN {} {}", quoted(user), quoted(password)));
+    line.receive_until(|reply| reply.starts_with("a "))
+}
+
+/// IMAP AUTHENTICATE PLAIN, for names and passwords of any bytes.
+pub(crate) fn imap_plain(port: u16, user: &[u8], password: &[u8]) -> String {
+    let mut line = Line::connect(port);
+    line.receive();
+    line.send("a AUTHENTICATE PLAIN");
+    let prompt = line.receive();
+    if !prompt.starts_with('+') {
+        return prompt;
+    }
+    line.send(&plain(user, password));
+    line.receive_until(|reply| reply.starts_with("a ") || reply.starts_with("* BYE"))
+}
+
+/// POP3 USER and PASS; the reply to PASS.
+pub(crate) fn pop3_login(port: u16, user: &str, password: &str) -> String {
+    let mut line = Line::connect(port);
+    line.receive();
+    line.send(&format!("USER {user}"));
+    line.receive();
+    line.send(&format!("PASS {password}"));
+    line.receive()
+}
+
+/// POP3 AUTH PLAIN.
+pub(crate) fn pop3_plain(port: u16, user: &[u8], password: &[u8]) -> String {
+    let mut line = Line::connect(port);
+    line.receive();
+    line.send("AUTH PLAIN");
+    let prompt = line.receive();
+    if !prompt.starts_with('+') {
+        return prompt;
+    }
+    line.send(&plain(user, password));
+    line.receive()
+}
+
+/// ManageSieve AUTHENTICATE "PLAIN"; the reply.
+pub(crate) fn sieve_login(port: u16, user: impl AsRef<[u8]>, password: impl AsRef<[u8]>) -> String {
+    let mut line = Line::connect(port);
+    line.receive_until(|reply| reply.starts_with("OK"));
+    let response = plain(user.as_ref(), password.as_ref());
+    line.send(&format!("AUTHENTICATE \"PLAIN\" {{{}+}}\r\n{response}", response.len()));
+    line.receive_until(|reply| ["OK", "NO", "BYE"].iter().any(|word| reply.starts_with(word)))
+}
+
+/// SMTP EHLO and AUTH PLAIN; the reply to AUTH.
+pub(crate) fn smtp_login(port: u16, user: impl AsRef<[u8]>, password: impl AsRef<[u8]>) -> String {
+    let mut line = Line::connect(port);
+    let reply = line.ehlo();
+    if !reply.starts_with("250") {
+        return reply;
+    }
+    line.send("AUTH PLAIN");
+    let prompt = line.receive();
+    if !prompt.starts_with("334") {
+        return prompt;
+    }
+    line.send(&plain(user.as_ref(), password.as_ref()));
+    line.receive_code()
+}
+
+/// SMTP EHLO and AUTH LOGIN; the reply to the password.
+pub(crate) fn smtp_auth_login(port: u16, user: &str, password: &str) -> String {
+    let mut line = Line::connect(port);
+    line.ehlo();
+    line.send("AUTH LOGIN");
+    for answer in [user, password] {
+        let prompt = line.receive();
+        if !prompt.starts_with("334") {
+            return prompt;
+        }
+        line.send(&STANDARD.encode(answer));
+    }
+    line.receive_code()
+}
+
+/// Delivers one message by LMTP; the reply to the message, or to the recipient if that was refused.
+pub(crate) fn lmtp_deliver(port: u16, recipient: &str, body: &str) -> String {
+    let mut line = Line::connect(port);
+    line.receive();
+    line.send("LHLO client");
+    line.receive_code();
+    line.send("MAIL FROM:<sender@planetexpress.com>");
+    line.receive_code();
+    line.send(&format!("RCPT TO:<{recipient}>"));
+    let reply = line.receive_code();
+    if !reply.starts_with("250") {
+        return reply;
+    }
+    line.send("DATA");
+    line.receive_code();
+    line.send(&format!("Subject: test\r\n\r\n{body}\r\n."));
+    line.receive_code()
+}
+
+/// One HTTP request; status and body.
+pub(crate) fn http(port: u16, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+        return (0, "connection refused".into());
+    };
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    // A server that already refused may close before it has read the whole body: its answer counts.
+    drop(stream.write_all(&[head.as_bytes(), body].concat()));
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer));
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    (status, body.to_owned())
+}
+
+/// What the protocol of Dovecot's auth clients runs over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wire<'a> {
+    Unix(&'a Path),
+    Tcp(u16),
+}
+
+/// A client of Dovecot's auth protocol, as Postfix, Exim or a login process is one.
+pub(crate) struct AuthClient {
+    line: Line,
+    pub(crate) greeting: Vec<String>,
+}
+
+impl AuthClient {
+    /// Connects and shakes hands. `minor` is the version the client says: 0 Postfix and Exim, 2 Dovecot 2.3.
+    pub(crate) fn connect(wire: Wire<'_>, minor: u32) -> Self {
+        let mut line = match wire {
+            Wire::Unix(path) => Line::over_unix(path),
+            Wire::Tcp(port) => Line::connect(port),
+        };
+        let mut greeting = Vec::new();
+        loop {
+            let text = line.receive();
+            greeting.push(text.clone());
+            if text.is_empty() || text == "DONE" {
+                break;
+            }
+        }
+        line.send_raw(format!("VERSION\t1\t{minor}\nCPID\t{}\n", std::process::id()).as_bytes());
+        Self { line, greeting }
+    }
+
+    /// Asks without waiting. `fields` stands between the mechanism and the response, such as `service=smtp\tnologin`.
+    pub(crate) fn ask(
+        &mut self,
+        id: u32,
+        fields: &str,
+        user: impl AsRef<[u8]>,
+        password: impl AsRef<[u8]>,
+    ) {
+        let response = plain(user.as_ref(), password.as_ref());
+        self.line.send_raw(format!("AUTH\t{id}\tPLAIN\t{fields}\tresp={response}\n").as_bytes());
+    }
+
+    /// The next answer; empty if the server hung up.
+    pub(crate) fn answer(&mut self) -> String {
+        self.line.receive()
+    }
+
+    /// Asks and waits.
+    pub(crate) fn login(
+        &mut self,
+        fields: &str,
+        user: impl AsRef<[u8]>,
+        password: impl AsRef<[u8]>,
+    ) -> String {
+        self.ask(1, fields, user, password);
+        self.answer()
+    }
+}
+
+/// A connection of lines.
+struct Line {
+    reader: BufReader<Box<dyn Read + Send>>,
+    writer: Box<dyn Write + Send>,
+}
+
+impl Line {
+    fn connect(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let writer = stream.try_clone().unwrap();
+        Self { reader: BufReader::new(Box::new(stream)), writer: Box::new(writer) }
+    }
+
+    fn over_unix(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let writer = stream.try_clone().unwrap();
+        Self { reader: BufReader::new(Box::new(stream)), writer: Box::new(writer) }
+    }
+
+    fn send(&mut self, text: &str) {
+        self.send_raw(format!("{text}\r\n").as_bytes());
+    }
+
+    fn send_raw(&mut self, bytes: &[u8]) {
+        // A server that hung up is seen at the next read.
+        drop(self.writer.write_all(bytes));
+    }
+
+    /// The next line without its end; empty when the server hung up.
+    fn receive(&mut self) -> String {
+        let mut bytes = Vec::new();
+        match self.reader.read_until(b'\n', &mut bytes) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return format!("(silence for {PATIENCE:?})");
+            }
+            Err(_) => return String::new(),
+        }
+        String::from_utf8_lossy(&bytes).trim_end().to_owned()
+    }
+
+    /// The first line that is the last one; whatever came instead if the server hung up.
+    fn receive_until(&mut self, last: impl Fn(&str) -> bool) -> String {
+        loop {
+            let text = self.receive();
+            if text.is_empty() || text.starts_with("(silence") || last(&text) {
+                return text;
+            }
+        }
+    }
+
+    /// The last line of an SMTP reply.
+    fn receive_code(&mut self) -> String {
+        self.receive_until(|reply| reply.as_bytes().get(3) != Some(&b'-'))
+    }
+
+    fn ehlo(&mut self) -> String {
+        self.receive_code();
+        self.send("EHLO client");
+        self.receive_code()
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

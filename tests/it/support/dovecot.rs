@@ -1,0 +1,275 @@
+//! A private Dovecot: 2.3 of Debian 12 or 2.4 of Debian 13. Whichever the host has runs there; 2.4 always also runs
+//! in the Debian 13 tree that `contrib/trixie` makes.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::{
+    MAIL_ID, Running, directory_of, free_port, listens, program, read_text, run, scratch,
+    wait_until,
+};
+
+const PACKAGES: &str =
+    "dovecot-imapd dovecot-pop3d dovecot-managesieved dovecot-lmtpd dovecot-submissiond";
+
+/// Where it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// On this machine.
+    Host,
+    /// In the Debian 13 tree.
+    Trixie,
+}
+
+/// Who answers its questions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judge {
+    /// The shim hands its sockets to the gatepost that listens at `Place::socket`.
+    Gatepost,
+    /// Its own auth process: everybody's password is "open".
+    Static,
+}
+
+/// The directory of an instance, made before it is started: gatepost binds its socket there, and the homes of
+/// mailboxes lie there.
+#[derive(Debug)]
+pub(crate) struct Place {
+    home: Home,
+    directory: TempDir,
+}
+
+impl Place {
+    pub(crate) fn new(home: Home) -> Self {
+        let directory = match home {
+            Home::Host => scratch(Path::new("/tmp")),
+            Home::Trixie => scratch(&trixie().join("tmp")),
+        };
+        directory_of(&directory.path().join("mail"), MAIL_ID, 0o755);
+        Self { home, directory }
+    }
+
+    /// Where gatepost listens for the shim, as the host sees it.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("gatepost")
+    }
+
+    /// The home of mailboxes as Dovecot sees it, for a template.
+    pub(crate) fn home_template(&self) -> String {
+        format!("{}/mail/{{domain}}/{{local}}", self.inner().display())
+    }
+
+    /// Where a mailbox's new messages lie, as the host sees it.
+    pub(crate) fn new_mail_of(&self, domain: &str, local: &str) -> PathBuf {
+        self.directory.path().join(format!("mail/{domain}/{local}/Maildir/new"))
+    }
+
+    /// The directory as Dovecot sees it.
+    fn inner(&self) -> PathBuf {
+        match self.home {
+            Home::Host => self.directory.path().to_owned(),
+            Home::Trixie => {
+                Path::new("/").join(self.directory.path().strip_prefix(trixie()).unwrap())
+            }
+        }
+    }
+}
+
+/// A running Dovecot.
+#[derive(Debug)]
+pub(crate) struct Dovecot {
+    pub(crate) place: Place,
+    pub(crate) imap: u16,
+    pub(crate) pop3: u16,
+    pub(crate) sieve: u16,
+    pub(crate) submission: u16,
+    pub(crate) lmtp: u16,
+    running: Running,
+}
+
+impl Dovecot {
+    pub(crate) fn start(place: Place, judge: Judge) -> Self {
+        let directory = place.directory.path().to_owned();
+        let [imap, pop3, sieve, submission, lmtp] = std::array::from_fn(|_| free_port());
+        let inner = place.inner();
+        let ports = [imap, pop3, sieve, submission, lmtp];
+        let text = match version(place.home) {
+            Version::V23 => configuration_23(&inner, ports, judge),
+            Version::V24 => configuration_24(&inner, ports, judge),
+        };
+        fs::write(directory.join("dovecot.conf"), text).unwrap();
+        // A copy beside the configuration, so that the tree can run it as well. Made by cp: a descriptor open for
+        // writing here could be inherited by a program that another test starts, and the shim would be "text busy".
+        let mut copy = program("cp", "coreutils");
+        run(copy.arg(env!("CARGO_BIN_EXE_gatepost-dovecot-auth")).arg(directory.join("shim")));
+        let mut command = inside(place.home, "/usr/sbin/dovecot", "dovecot-core");
+        command.arg("-F").arg("-c").arg(inner.join("dovecot.conf"));
+        let output = directory.join("output");
+        let file = File::create(&output).unwrap();
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        let mut running = Running::start("dovecot", &mut command);
+        let log = directory.join("dovecot.log");
+        wait_until("Dovecot listens", Duration::from_secs(30), || {
+            let said = || read_text(&output) + &read_text(&log);
+            assert!(running.ended().is_none(), "dovecot ended: {}", said());
+            ports.iter().all(|port| listens(*port))
+        });
+        Self { place, imap, pop3, sieve, submission, lmtp, running }
+    }
+
+    /// Runs doveadm against this instance.
+    pub(crate) fn doveadm(&self, arguments: &[&str]) -> Output {
+        let mut command = inside(self.place.home, "/usr/bin/doveadm", "dovecot-core");
+        command.arg("-c").arg(self.place.inner().join("dovecot.conf")).args(arguments);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Reads its configuration again; the auth service is started anew.
+    pub(crate) fn reload(&self) {
+        let reloads = || self.log().matches("SIGHUP received").count();
+        let before = reloads();
+        let output = self.doveadm(&["reload"]);
+        assert!(output.status.success(), "doveadm reload: {}", super::printed(&output));
+        wait_until("Dovecot has reloaded", Duration::from_secs(10), || reloads() > before);
+    }
+
+    pub(crate) fn log(&self) -> String {
+        read_text(&self.place.directory.path().join("dovecot.log"))
+    }
+
+    /// Lines of its log that say something is wrong. That it was asked to reload is news, which Dovecot calls a
+    /// warning.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        let wrong = ["Error: ", "Warning: ", "Fatal: ", "Panic: "];
+        let log = self.log();
+        let lines = log.lines().filter(|line| wrong.iter().any(|word| line.contains(word)));
+        lines.filter(|line| !line.contains("SIGHUP received")).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Dovecot {
+    fn drop(&mut self) {
+        // The master takes its children with it; killing it would leave them behind.
+        if self.running.ended().is_none() {
+            self.running.signal(Signal::TERM);
+            if !std::thread::panicking() {
+                self.running.wait(Duration::from_secs(20));
+                return;
+            }
+            for _ in 0..100 {
+                if self.running.ended().is_some() {
+                    return;
+                }
+                super::pass_time(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+/// The Debian 13 tree.
+pub(crate) fn trixie() -> PathBuf {
+    let cache = std::env::var_os("GATEPOST_CACHE").unwrap_or("/var/cache/gatepost".into());
+    let tree = PathBuf::from(cache).join("trixie");
+    let complete = tree.join(".complete").exists();
+    assert!(
+        complete,
+        "no Debian 13 in {0}: contrib/trixie {0} (package debootstrap)",
+        tree.display()
+    );
+    tree
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    V23,
+    V24,
+}
+
+fn version(home: Home) -> Version {
+    let text = run(inside(home, "/usr/sbin/dovecot", "dovecot-core").arg("--version"));
+    if text.starts_with("2.3.") {
+        return Version::V23;
+    }
+    assert!(text.starts_with("2.4."), "Dovecot {text} is not known to these tests");
+    Version::V24
+}
+
+fn inside(home: Home, path: &str, package: &str) -> Command {
+    match home {
+        Home::Host => {
+            assert!(Path::new("/usr/lib/dovecot/imap").exists(), "apt-get install {PACKAGES}");
+            program(path, package)
+        }
+        Home::Trixie => {
+            let mut command = program("/usr/sbin/chroot", "coreutils");
+            command.arg(trixie()).arg(path);
+            command
+        }
+    }
+}
+
+fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
+    let path = path.display();
+    let judge = match judge {
+        Judge::Gatepost => String::new(),
+        Judge::Static => format!(
+            "auth_mechanisms = plain login\npassdb {{\n driver = static\n args = password=open\n}}\n\
+             userdb {{\n driver = static\n args = uid={MAIL_ID} gid={MAIL_ID} home={path}/mail/%d/%n\n}}\n"
+        ),
+    } + &services(&path.to_string(), ports, judge);
+    format!(
+        "base_dir = {path}/run\nstate_dir = {path}/state\nlog_path = {path}/dovecot.log\n\
+         protocols = imap pop3 sieve lmtp submission\nlisten = 127.0.0.1\nssl = no\n\
+         disable_plaintext_auth = no\nmail_location = maildir:~/Maildir\nfirst_valid_uid = 1\n\
+         submission_relay_host = 127.0.0.1\nsubmission_backend_capabilities = 8BITMIME\n{judge}"
+    )
+}
+
+fn configuration_24(path: &Path, ports: [u16; 5], judge: Judge) -> String {
+    let path = path.display();
+    let judge = match judge {
+        Judge::Gatepost => String::new(),
+        Judge::Static => format!(
+            "auth_mechanisms = plain login\npassdb static {{\n password = open\n}}\n\
+             userdb static {{\n fields {{\n  uid = {MAIL_ID}\n  gid = {MAIL_ID}\n  \
+             home = {path}/mail/%{{user | domain}}/%{{user | username}}\n }}\n}}\n"
+        ),
+    } + &services(&path.to_string(), ports, judge);
+    format!(
+        "dovecot_config_version = 2.4.1\ndovecot_storage_version = 2.4.1\n\
+         base_dir = {path}/run\nstate_dir = {path}/state\nlog_path = {path}/dovecot.log\n\
+         protocols {{\n imap = yes\n pop3 = yes\n sieve = yes\n lmtp = yes\n submission = yes\n}}\n\
+         listen = 127.0.0.1\nssl = no\nauth_allow_cleartext = yes\nmail_driver = maildir\n\
+         mail_path = ~/Maildir\nfirst_valid_uid = 1\nsubmission_relay_host = 127.0.0.1\n\
+         submission_backend_capabilities = 8BITMIME\n{judge}"
+    )
+}
+
+/// The blocks that 2.3 and 2.4 read alike.
+fn services(path: &str, ports: [u16; 5], judge: Judge) -> String {
+    let [imap, pop3, sieve, submission, lmtp] = ports;
+    let login = |service: &str, listener: &str, port: u16, other: &str| {
+        let other = match other {
+            "" => String::new(),
+            name => format!(" inet_listener {name} {{\n  port = 0\n }}\n"),
+        };
+        format!(
+            "service {service} {{\n inet_listener {listener} {{\n  port = {port}\n }}\n{other}}}\n"
+        )
+    };
+    let auth = match judge {
+        Judge::Gatepost => {
+            format!("service auth {{\n executable = {path}/shim {path}/gatepost\n}}\n")
+        }
+        Judge::Static => String::new(),
+    };
+    auth + &login("imap-login", "imap", imap, "imaps")
+        + &login("pop3-login", "pop3", pop3, "pop3s")
+        + &login("managesieve-login", "sieve", sieve, "")
+        + &login("submission-login", "submission", submission, "submissions")
+        + &login("lmtp", "lmtp", lmtp, "")
+}
