@@ -11,7 +11,7 @@ use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Sour
 use crate::clock;
 use crate::directory::{Answer, Finding, Known, Lock, Profile, Question, Said, Share, Why};
 use crate::identity::Login;
-use crate::person::{Person, Stamp};
+use crate::person::Person;
 use crate::provision::{self, Change, Outcome, Provisioned, Refusal};
 use crate::secret::Password;
 use crate::store::{Link, Mailbox};
@@ -175,7 +175,10 @@ impl Authenticator {
         stored: Option<&Mailbox>,
     ) -> Settled {
         let Some(stored) = stored else {
-            return self.ask_route(asking, record).await;
+            return match self.ask_known(asking, record).await {
+                Some(settled) => settled,
+                None => self.ask_route(asking, record).await,
+            };
         };
         let Some(link) = &stored.link else {
             // A local account; no directory is ever asked about it (O-2).
@@ -199,6 +202,21 @@ impl Authenticator {
                 self.nobody(asking, Reason::Unknown)
             }
         }
+    }
+
+    /// Somebody remembered under a name that is no mailbox's address (a uid, a UPN) is asked about where they were
+    /// found; `None`: they are not there any more, or nobody is remembered.
+    async fn ask_known(
+        self: &Arc<Self>,
+        asking: &Asking,
+        record: Option<&Arc<Record>>,
+    ) -> Option<Settled> {
+        let known = record?.person();
+        let profile = asking.setup.directories.profile(&known.profile)?;
+        if !profile.takes_logins() {
+            return None;
+        }
+        self.ask_profile(asking, profile, None, record, None).await
     }
 
     /// An unknown name is routed by its domain; the first directory that knows it decides.
@@ -273,6 +291,10 @@ impl Authenticator {
                 self.grace_or_later(asking, profile, proven, (reason, &detail)).await
             }
             Answer::Odd { detail } => {
+                // Whatever it means, it was no yes: no grace for this password.
+                if let Some((record, digest)) = proven {
+                    record.demote(digest);
+                }
                 self.complaints.complain(profile.name(), &detail, clock::now());
                 later(Reason::DirectoryMisconfigured, Some(&detail))
             }
@@ -322,11 +344,8 @@ impl Authenticator {
                 // B-1: some directories answer a locked account's right password with a bare 49. An unmoved stamp
                 // says that the password was not changed meanwhile. Nothing is remembered of a guess like this.
                 if said == Said::Nothing
-                    && proven.is_some_and(|(record, digest)| {
-                        record.was_proven(digest)
-                            && person.stamp != Stamp::Unreadable
-                            && record.person().stamp == person.stamp
-                    })
+                    && proven
+                        .is_some_and(|(record, digest)| record.was_proven_at(digest, person.stamp))
                 {
                     return asking.refused(Reason::Locked, Source::Directory);
                 }

@@ -128,6 +128,8 @@ struct State {
     stamp_read: Option<Instant>,
     names: Vec<Name>,
     nets: Vec<Net>,
+    /// Nothing is remembered here any more: a login under way must not bring it back.
+    forgotten: bool,
 }
 
 #[derive(Debug)]
@@ -136,6 +138,8 @@ struct Proof {
     at: Instant,
     /// The version of the profile that was asked.
     profile: u64,
+    /// The entry's change stamp then.
+    stamp: Stamp,
     /// The directory accepted another password since (login.md M-5): ask at the next use, and no grace.
     demoted: bool,
 }
@@ -357,6 +361,9 @@ impl Memory {
         let record = self.learn(learned);
         let digest = self.digest(&record.account, password);
         let mut state = record.lock();
+        if state.forgotten {
+            return;
+        }
         self.see(&mut state, seen, learned.versions.rules);
         state.barred = None;
         if state.proof(&digest).is_none() {
@@ -365,7 +372,8 @@ impl Memory {
         state.refusals.retain(|refusal| refusal.digest != digest);
         state.proofs.retain(|proof| proof.digest != digest);
         let profile = learned.versions.profile;
-        let proof = Proof { digest, at: learned.now, profile, demoted: false };
+        let stamp = learned.person.stamp;
+        let proof = Proof { digest, at: learned.now, profile, stamp, demoted: false };
         push_bounded(&mut state.proofs, proof, MAX_PROOFS);
         state.note_net(net);
         let given_up = state.name_proven(learned.name);
@@ -382,6 +390,9 @@ impl Memory {
         let record = self.learn(learned);
         let digest = self.digest(&record.account, password);
         let mut state = record.lock();
+        if state.forgotten {
+            return;
+        }
         // The very password that was proven is wrong now: that proof ends. Others stay (login.md M-5).
         state.proofs.retain(|proof| proof.digest != digest);
         state.refusals.retain(|refusal| refusal.digest != digest);
@@ -395,7 +406,12 @@ impl Memory {
     pub fn bar(&self, learned: &Learned<'_>, reason: Reason, until: Instant) {
         let record = self.learn(learned);
         let profile = learned.versions.profile;
-        record.lock().barred = Some(Bar { until, reason, profile });
+        let mut state = record.lock();
+        if state.forgotten {
+            return;
+        }
+        state.barred = Some(Bar { until, reason, profile });
+        drop(state);
         self.point(learned.name, &record);
     }
 
@@ -471,7 +487,7 @@ impl Memory {
     pub fn forget_account(&self, record: &Record) -> usize {
         let names = {
             let mut state = record.lock();
-            // A login under way may hold the record: nothing of it must come back.
+            state.forgotten = true;
             state.proofs.clear();
             state.refusals.clear();
             state.mailbox = None;
@@ -528,6 +544,9 @@ impl Memory {
     /// what is known of the person.
     fn point(&self, name: &str, record: &Arc<Record>) {
         let mut state = record.lock();
+        if state.forgotten {
+            return;
+        }
         let mut has_place = state.names.iter().any(|known| &*known.text == name);
         if !has_place && state.names.len() < MAX_NAMES {
             state.names.push(Name { text: name.into(), proven: false });
@@ -536,6 +555,10 @@ impl Memory {
         drop(state);
         if has_place {
             self.names.insert(name.into(), Arc::clone(record));
+            if record.lock().forgotten {
+                // Forgotten in this very moment.
+                self.names.invalidate(name);
+            }
         }
     }
 
@@ -574,6 +597,7 @@ impl Record {
                 stamp_read: None,
                 names: Vec::new(),
                 nets: Vec::new(),
+                forgotten: false,
             }),
         }
     }
@@ -622,10 +646,20 @@ impl Record {
         self.lock().note_net(net);
     }
 
-    /// The digest was proven, however long ago. Tells a locked account from a wrong password (login.md B-1).
+    /// The digest was proven, however long ago, and the entry has not changed since that proof: its stamp is still
+    /// this one. Tells a locked account from a wrong password (login.md B-1).
     #[must_use]
-    pub fn was_proven(&self, digest: &Digest) -> bool {
-        self.lock().proof(digest).is_some_and(|proof| !proof.demoted)
+    pub fn was_proven_at(&self, digest: &Digest, stamp: Stamp) -> bool {
+        let state = self.lock();
+        let proof = state.proof(digest).filter(|proof| !proof.demoted);
+        stamp != Stamp::Unreadable && proof.is_some_and(|proof| proof.stamp == stamp)
+    }
+
+    /// The directory refused a proven password, but could not say more: it is asked about again, and has no grace.
+    pub fn demote(&self, digest: &Digest) {
+        let mut state = self.lock();
+        let refused = state.proofs.iter_mut().filter(|proof| proof.digest == *digest);
+        refused.for_each(|proof| proof.demoted = true);
     }
 
     /// What may be shown of it.
@@ -999,6 +1033,48 @@ mod tests {
 
         assert_eq!(fixture.recall("good", 1), "proven");
         assert!(fixture.memory.size().nobodies.1 <= (1 << 20) / 8);
+    }
+
+    #[test]
+    fn a_password_counts_as_proven_only_while_the_stamp_of_its_proof_stands() {
+        let mut fixture = Fixture::new();
+        fixture.prove("old", 0);
+        let record = fixture.memory.record("fry@x.example").unwrap();
+        let digest = fixture.memory.digest(&record.account, &Password::new("old"));
+        assert!(record.was_proven_at(&digest, Stamp::At([1; 16])));
+
+        // The password was changed, and somebody's typo read the new stamp.
+        fixture.person = person("1", Stamp::At([2; 16]));
+        fixture.refuse("typo", 1);
+
+        assert!(!record.was_proven_at(&digest, Stamp::At([2; 16])));
+        assert!(!record.was_proven_at(&digest, Stamp::Unreadable));
+    }
+
+    #[test]
+    fn a_login_under_way_does_not_bring_back_what_was_forgotten() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        let record = fixture.memory.record("fry@x.example").unwrap();
+
+        fixture.memory.forget_account(&record);
+        fixture.memory.point("fry@x.example", &record);
+
+        assert_eq!(fixture.recall("good", 1), "nothing");
+        fixture.prove("good", 2);
+        assert_eq!(fixture.recall("good", 3), "proven");
+    }
+
+    #[test]
+    fn a_demoted_proof_is_asked_about_and_has_no_grace() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        let record = fixture.memory.record("fry@x.example").unwrap();
+
+        record.demote(&fixture.memory.digest(&record.account, &Password::new("good")));
+
+        assert_eq!(fixture.recall("good", 1), "ask");
+        assert!(!fixture.grace("good", 1000));
     }
 
     #[test]

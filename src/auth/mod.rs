@@ -215,15 +215,16 @@ impl Authenticator {
         login: Login,
         service: Service,
     ) -> Verdict {
-        let settled = self.settle(setup, attempt, &login, service).await;
-        // The first of several equal attempts may have come by a protocol that makes no mailbox; ours may make one.
-        let again = matches!(
+        let mut settled = self.settle(setup, attempt, &login, service).await;
+        // The one who asked for all may have come by a protocol that makes no mailbox; ours may make one. Ends with the
+        // attempt's deadline, if not before.
+        while matches!(
             &settled,
             Settled::Refused { refused: Refused { reason: Reason::CreationOff, .. }, asked_for }
                 if *asked_for != service.protocol()
-        );
-        let settled =
-            if again { self.settle(setup, attempt, &login, service).await } else { settled };
+        ) {
+            settled = self.settle(setup, attempt, &login, service).await;
+        }
         match settled {
             Settled::Proven { mailbox, source, changes } => {
                 admit(mailbox, service, source, changes)

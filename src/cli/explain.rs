@@ -62,10 +62,7 @@ impl<'a> Case<'a> {
     }
 
     /// The directories that would be asked, in order, as a login would find them out.
-    pub(super) async fn route(
-        &self,
-        diagnosis: &mut Diagnosis,
-    ) -> Result<(Vec<std::sync::Arc<Profile>>, Option<Mailbox>), Stopped> {
+    pub(super) async fn route(&self, diagnosis: &mut Diagnosis) -> Result<Route, Stopped> {
         let stored = self
             .store
             .owner(&self.login.address)
@@ -80,12 +77,17 @@ impl<'a> Case<'a> {
             );
             diagnosis.note("mailbox", text);
             let profile = self.directories.profile(&link.profile).cloned();
+            if profile.as_ref().is_some_and(|profile| !profile.takes_logins()) {
+                let text = format!("directory {} takes no logins (auth.enabled)", link.profile);
+                diagnosis.bad("route", text);
+                return Ok(Route { profiles: Vec::new(), stored, refused: true });
+            }
             if profile.is_none() {
                 diagnosis.bad("route", format!("directory {} is not configured", link.profile));
             } else {
                 diagnosis.good("route", format!("directory {} (the mailbox's own)", link.profile));
             }
-            return Ok((profile.into_iter().collect(), stored));
+            return Ok(Route { profiles: profile.into_iter().collect(), stored, refused: false });
         }
         let domain = self.login.address.domain();
         let route = self.directories.route(domain).to_vec();
@@ -95,15 +97,23 @@ impl<'a> Case<'a> {
         } else {
             diagnosis.good("route", format!("{domain} is asked at {}", names.join(", ")));
         }
-        Ok((route, stored))
+        Ok(Route { profiles: route, stored, refused: false })
     }
 
     /// What would become of the mailbox, and whether it could be used.
     pub(super) async fn judge(
         &self,
         person: &Person,
+        stored: Option<&Mailbox>,
         diagnosis: &mut Diagnosis,
     ) -> Result<Exit, Stopped> {
+        if let Some(link) = stored.and_then(|mailbox| mailbox.link.as_ref())
+            && (*link.profile != *person.profile || link.id != person.id)
+        {
+            let text = format!("the mailbox was made for {} {}", link.profile, link.id);
+            diagnosis.bad("identity", text);
+            return Ok(diagnosis.refuse(Reason::IdChanged.as_str()));
+        }
         let choice = self.rules.choose(person);
         diagnosis.note("template", choice.to_string());
         let protocol = self.service.protocol();
@@ -160,18 +170,18 @@ async fn explain(
     };
     let remembered = remote::remembered(context, &case.control, &arguments.user).await;
     diagnosis.note("memory", remembered);
-    let (route, stored) = case.route(diagnosis).await?;
-    if let Some(exit) = nobody_to_ask(&route, stored.as_ref(), diagnosis) {
+    let route = case.route(diagnosis).await?;
+    if let Some(exit) = route.nobody_to_ask(diagnosis) {
         return Ok(exit);
     }
-    let linked = stored.and_then(|mailbox| mailbox.link).map(|link| link.id);
-    for profile in route {
-        match entry(&case, &profile, linked.as_deref(), diagnosis).await {
+    let linked = route.linked();
+    for profile in &route.profiles {
+        match entry(&case, profile, linked, diagnosis).await {
             Entry::Found(person) => {
                 if let Some(exit) = standing(&person, diagnosis) {
                     return Ok(exit);
                 }
-                return case.judge(&person, diagnosis).await;
+                return case.judge(&person, route.stored.as_ref(), diagnosis).await;
             }
             Entry::Ended(exit) => return Ok(exit),
             Entry::None => {}
@@ -180,21 +190,33 @@ async fn explain(
     Ok(diagnosis.refuse(Reason::Unknown.as_str()))
 }
 
-/// The verdict where no directory can be asked: for a mailbox whose directory is missing nobody can say.
-pub(super) fn nobody_to_ask(
-    route: &[std::sync::Arc<Profile>],
-    stored: Option<&Mailbox>,
-    diagnosis: &mut Diagnosis,
-) -> Option<Exit> {
-    if !route.is_empty() {
-        return None;
+/// Who would be asked.
+pub(super) struct Route {
+    pub(super) profiles: Vec<std::sync::Arc<Profile>>,
+    /// The mailbox that the name leads to.
+    pub(super) stored: Option<Mailbox>,
+    /// Its directory takes no logins.
+    refused: bool,
+}
+
+impl Route {
+    /// The id of the mailbox's entry.
+    pub(super) fn linked(&self) -> Option<&str> {
+        let link = self.stored.as_ref()?.link.as_ref()?;
+        Some(&link.id)
     }
-    let is_linked = stored.is_some_and(|mailbox| mailbox.link.is_some());
-    Some(if is_linked {
-        diagnosis.later(Reason::DirectoryMisconfigured.as_str())
-    } else {
-        diagnosis.refuse(Reason::Unknown.as_str())
-    })
+
+    /// The verdict where no directory can be asked: for a mailbox whose directory is missing nobody can say.
+    pub(super) fn nobody_to_ask(&self, diagnosis: &mut Diagnosis) -> Option<Exit> {
+        if !self.profiles.is_empty() {
+            return None;
+        }
+        Some(if self.linked().is_some() && !self.refused {
+            diagnosis.later(Reason::DirectoryMisconfigured.as_str())
+        } else {
+            diagnosis.refuse(Reason::Unknown.as_str())
+        })
+    }
 }
 
 enum Entry {

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::diagnosis::Diagnosis;
-use super::explain::{Case, nobody_to_ask};
+use super::explain::Case;
 use super::{Context, Exit, Stopped};
 use crate::auth::Reason;
 use crate::clock;
@@ -56,24 +56,23 @@ async fn test(
         diagnosis.bad("password", Reason::BadPasswordForm.explanation());
         return Ok(diagnosis.refuse(Reason::BadPasswordForm.as_str()));
     }
-    let (route, stored) = case.route(diagnosis).await?;
-    if let Some(exit) = nobody_to_ask(&route, stored.as_ref(), diagnosis) {
+    let route = case.route(diagnosis).await?;
+    if let Some(exit) = route.nobody_to_ask(diagnosis) {
         return Ok(exit);
     }
-    let linked = stored.and_then(|mailbox| mailbox.link).map(|link| link.id);
-    for profile in route {
+    for profile in &route.profiles {
         let question = Question {
             login: &case.login,
             password,
             known: None,
-            linked: linked.as_deref(),
+            linked: route.linked(),
             share: Share::Known,
             deadline: clock::now() + context.timeout,
         };
         match profile.ask(question).await {
             Answer::Accepted { person, .. } => {
                 diagnosis.good("bind", format!("{} at {}", person.dn, profile.name()));
-                return case.judge(&person, diagnosis).await;
+                return case.judge(&person, route.stored.as_ref(), diagnosis).await;
             }
             Answer::Absent => {
                 diagnosis.bad(

@@ -118,6 +118,18 @@ impl Daemon {
                         let daemon = Arc::clone(&daemon);
                         Box::pin(async move { daemon.health().await })
                     }),
+                    forget: Arc::new({
+                        let core = Arc::clone(&self.core);
+                        move |name| {
+                            let core = Arc::clone(&core);
+                            Box::pin(async move {
+                                match name {
+                                    Some(name) => core.forget(&name).await,
+                                    None => core.forget_all(),
+                                }
+                            })
+                        }
+                    }),
                     metrics: self.metrics.clone(),
                 };
                 Speaks::Http(Arc::new(HttpDoor::new(name, listen, parts)))

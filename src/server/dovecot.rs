@@ -27,7 +27,8 @@ use crate::clock;
 use crate::config::listen::TempFailure;
 use crate::metrics::Metrics;
 use crate::proto::dovecot::auth::{
-    AuthRequest, Event, FailCode, Greeting, Mechanism, Reply, Session, SocketKind,
+    AuthRequest, Event, FailCode, Greeting, MAX_OPEN_REQUESTS, Mechanism, Reply, Session,
+    SocketKind,
 };
 
 /// A login prompt that is never answered is dropped after this long (Dovecot's own limit).
@@ -132,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             if self.closing && idle {
                 return self.stream.shutdown().await;
             }
-            let has_room = self.asking.len() < self.door.max_in_flight;
+            let has_room = self.has_room();
             let due = self.decided.front().map(|(due, ..)| *due);
             self.input.reserve(READ_BYTES);
             tokio::select! {
@@ -146,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 () = tokio::time::sleep_until(due.unwrap_or_else(clock::now).into()), if due.is_some() => {}
                 () = shutdown.cancelled(), if !self.closing => self.closing = true,
             }
-            if has_room != (self.asking.len() < self.door.max_in_flight) && !self.closing {
+            if has_room != self.has_room() && !self.closing {
                 // There is room again: lines that were read but not looked at come first.
                 self.read_requests().await?;
             }
@@ -155,13 +156,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         }
     }
 
+    /// Whether more requests may be looked at. The session holds decided refusals too.
+    fn has_room(&self) -> bool {
+        self.asking.len() < self.door.max_in_flight
+            && self.session.open_requests() < MAX_OPEN_REQUESTS
+    }
+
     /// Looks at everything that was read, as far as there is room for questions.
     async fn read_requests(&mut self) -> io::Result<()> {
         let now = clock::now();
         if self.session.open_requests() > 0 {
             self.session.drop_stale(now, PROMPT_LIMIT);
         }
-        while self.asking.len() < self.door.max_in_flight && !self.closing {
+        while self.has_room() && !self.closing {
             match self.session.next_event(&mut self.input, &mut self.output, now) {
                 Ok(None) => break,
                 Ok(Some(Event::Hello { client_pid })) => {

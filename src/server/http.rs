@@ -1,4 +1,5 @@
-//! The HTTP door: `POST /v1/login`, `/livez`, `/readyz`, `/metrics`, each only where `serve` names it.
+//! The HTTP door: `POST /v1/login` with `POST /v1/memory/forget`, `/livez`, `/readyz`, `/metrics`, each only where
+//! `serve` names it.
 //!
 //! ```text
 //! C: POST /v1/login HTTP/1.1
@@ -80,12 +81,17 @@ pub struct Parts {
     pub decide: Decide,
     /// Finds out who can answer now.
     pub health: Probe,
+    /// Forgets what is remembered.
+    pub forget: Forgetting,
     /// What `/metrics` shows.
     pub metrics: Metrics,
 }
 
 /// A future on the heap.
 pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Forgets a name, or everything; how many entries that were.
+pub type Forgetting = Arc<dyn Fn(Option<String>) -> Boxed<usize> + Send + Sync>;
 
 /// From an attempt to its verdict.
 pub type Decide = Arc<dyn Fn(Attempt) -> Boxed<Verdict> + Send + Sync>;
@@ -198,6 +204,15 @@ impl HttpDoor {
                     self.unauthorized(peer)
                 }
             }
+            "/v1/memory/forget" if serves(Serve::Login) => {
+                if request.method() != Method::POST {
+                    not_allowed("POST")
+                } else if self.may_call(request.headers()) {
+                    self.forget(request).await.unwrap_or_else(Problem::spoken)
+                } else {
+                    self.unauthorized(peer)
+                }
+            }
             "/v1/login" if serves(Serve::Login) => {
                 if request.method() != Method::POST {
                     not_allowed("POST")
@@ -253,6 +268,21 @@ impl HttpDoor {
         let schemes = HeaderValue::from_static("Bearer, Basic realm=\"gatepost\"");
         answer.headers_mut().insert(header::WWW_AUTHENTICATE, schemes);
         answer
+    }
+
+    /// `{"name":"…"}` forgets a name and its account, `{"all":true}` everything (login.md M-11).
+    async fn forget(&self, request: Request<Incoming>) -> Result<Answer, Problem> {
+        let body = read_body(request).await?;
+        let asked: Forget = serde_json::from_slice(&body).map_err(|_| {
+            let expected = "expected {\"name\":\"…\"} or {\"all\":true}";
+            Problem(StatusCode::BAD_REQUEST, expected.into())
+        })?;
+        let name = match asked {
+            Forget::Name(name) => Some(name),
+            Forget::All(true) => None,
+            Forget::All(false) => return Ok(forgotten(0)),
+        };
+        Ok(forgotten((self.parts.forget)(name).await))
     }
 
     async fn login(
@@ -345,6 +375,18 @@ fn facts<'a>(mailbox: &'a Mailbox, protocols: &'a [&'a str]) -> MailboxAnswer<'a
 
 /// What is wrong with a request: `{"error": …}`. Never quotes the request.
 struct Problem(StatusCode, Cow<'static, str>);
+
+/// What to forget.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Forget {
+    All(bool),
+    Name(String),
+}
+
+fn forgotten(entries: usize) -> Answer {
+    content(StatusCode::OK, JSON, serde_json::json!({ "forgotten": entries }).to_string())
+}
 
 impl Problem {
     fn spoken(self) -> Answer {

@@ -41,6 +41,9 @@ impl Fixture {
                 Box::pin(std::future::ready(verdict.clone()))
             }),
             health: Arc::new(move || Box::pin(std::future::ready(health.clone()))),
+            forget: Arc::new(|name| {
+                Box::pin(std::future::ready(if name.is_some() { 1 } else { 7 }))
+            }),
             metrics: self.metrics.clone(),
         };
         Arc::new(HttpDoor::new("http".into(), &self.listen, parts))
@@ -112,6 +115,27 @@ fn accepted() -> Verdict {
 
 fn refused() -> Verdict {
     Verdict::Reject(Refused::new(Reason::WrongPassword, Source::Directory))
+}
+
+#[tokio::test]
+async fn forgetting_says_how_much_and_names_what_it_expects() {
+    let forget = |body: &str| {
+        let request = format!(
+            "POST /v1/memory/forget HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        request.into_bytes()
+    };
+    for (body, status, said) in [
+        (r#"{"name":"fry"}"#, 200, r#"{"forgotten":1}"#),
+        (r#"{"all":true}"#, 200, r#"{"forgotten":7}"#),
+        (r#"{"all":false}"#, 200, r#"{"forgotten":0}"#),
+        ("{}", 400, "expected"),
+    ] {
+        let heard = Fixture::new().exchange(&forget(body)).await;
+        assert_eq!(heard.status, status, "{body}");
+        assert!(heard.body.contains(said), "{}", heard.body);
+    }
 }
 
 #[tokio::test]
