@@ -104,26 +104,6 @@ pub enum Refusal {
     TemplateUnmatched,
 }
 
-impl Refusal {
-    /// The reason's word in journal and answers.
-    #[must_use]
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::AddressTaken { .. } => "address-taken",
-            Self::BadAddress(_) => "bad-address",
-            Self::CreationOff => "creation-off",
-            Self::DomainFull => "domain-full",
-            Self::DomainInactive => "domain-inactive",
-            Self::DomainUnknown(_) => "domain-unknown",
-            Self::IdChanged { .. } => "id-changed",
-            Self::NoAddress => "no-address",
-            Self::NoTemplate => "no-template",
-            Self::QuotaExceeded => "quota-exceeded",
-            Self::TemplateUnmatched => "template-unmatched",
-        }
-    }
-}
-
 /// Plans for one person. `stored` is the mailbox linked to their entry, or else the one that owns their address;
 /// `protocol` is what they log in for, where a protocol counts.
 ///
