@@ -6,33 +6,14 @@ use std::time::Duration;
 use crate::support::clients::{
     AuthClient, Wire, imap_login, pop3_login, sieve_login, smtp_auth_login, smtp_login,
 };
-use crate::support::dovecot::{Dovecot, Home, Judge, Place};
-use crate::support::gatepost::{Configuration, Gatepost};
-use crate::support::postfix::Postfix;
+use crate::support::gatepost::Configuration;
+use crate::support::site::Site;
 use crate::support::slapd::{Slapd, mail_of, password_of};
 use crate::support::wait_until;
 
 const GIB: u64 = 1 << 30;
 
-struct Site {
-    // In the order in which they are to be stopped: no front may lose its judge while it still runs.
-    postfix: Postfix,
-    dovecot: Dovecot,
-    gatepost: Gatepost,
-    slapd: Slapd,
-}
-
 impl Site {
-    fn start() -> Self {
-        let slapd = Slapd::start();
-        let place = Place::new(Home::Host);
-        let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
-        let postfix =
-            Postfix::start(&format!("unix:{}", gatepost.configuration.auth_socket().display()));
-        let dovecot = Dovecot::start(place, Judge::Gatepost);
-        Self { postfix, dovecot, gatepost, slapd }
-    }
-
     fn imap(&self, uid: &str) -> String {
         imap_login(self.dovecot.imap, &mail_of(uid), &password_of(uid))
     }

@@ -4,32 +4,16 @@
 use std::time::Duration;
 
 use crate::support::clients::{AuthClient, Wire, imap_login, pop3_login, sieve_login, smtp_login};
-use crate::support::dovecot::{Dovecot, Home, Judge, Place};
 use crate::support::gatepost::{Configuration, Gatepost};
 use crate::support::postfix::Postfix;
+use crate::support::site::Site;
 use crate::support::slapd::{Slapd, Wish, mail_of, password_of};
 use crate::support::{now, pass_time, wait_until};
 
 /// `login.deadline` of the tests, and a little for the mail servers themselves.
 const LIMIT: Duration = Duration::from_secs(6 + 3);
 
-struct Site {
-    postfix: Postfix,
-    dovecot: Dovecot,
-    gatepost: Gatepost,
-    slapd: Slapd,
-}
-
 impl Site {
-    fn start() -> Self {
-        let slapd = Slapd::start();
-        let place = Place::new(Home::Host);
-        let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
-        let socket = gatepost.configuration.auth_socket();
-        let postfix = Postfix::start(&format!("unix:{}", socket.display()));
-        Self { postfix, dovecot: Dovecot::start(place, Judge::Gatepost), gatepost, slapd }
-    }
-
     /// Knocks at every door at the same time, and returns what each said and how long it took.
     fn knock(&self, uid: &str) -> Vec<(&'static str, String, Duration)> {
         let (name, password) = (mail_of(uid), password_of(uid));
