@@ -1,6 +1,7 @@
 //! Names, parsed once and never re-checked: the login that was typed, mail addresses, mail domains.
 //! The rules are login.md N-1 to N-5.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -133,6 +134,8 @@ pub struct LoginRules {
     pub case: Case,
     /// `user+detail` logs in as `user`; empty: no such thing.
     pub separator: Box<str>,
+    /// Domains that are other names of others, and that no directory knows: `user@this` logs in as `user@that`.
+    pub alias_domains: BTreeMap<Domain, Domain>,
 }
 
 /// A name somebody typed, in its one form.
@@ -156,6 +159,7 @@ impl Login {
     ///     default_domain: Some(Domain::parse("Planetexpress.com").unwrap()),
     ///     case: Case::Fold,
     ///     separator: "+".into(),
+    ///     alias_domains: Default::default(),
     /// };
     /// let login = Login::parse(b"Fry+spam", &rules).unwrap();
     /// assert_eq!(login.address.as_str(), "fry@planetexpress.com");
@@ -176,6 +180,7 @@ impl Login {
             }
         };
         let local = strip_detail(local, &rules.separator);
+        let domain = rules.alias_domains.get(&domain).cloned().unwrap_or(domain);
         Ok(Self { address: Address::from_parts(local, domain, rules.case)?, bare })
     }
 }
@@ -238,6 +243,10 @@ mod tests {
             default_domain: default_domain.map(|domain| Domain::parse(domain).unwrap()),
             case: Case::Fold,
             separator: "+".into(),
+            alias_domains: BTreeMap::from([(
+                Domain::parse("other.example").unwrap(),
+                Domain::parse("example.org").unwrap(),
+            )]),
         }
     }
 
@@ -247,6 +256,7 @@ mod tests {
         for (typed, address) in [
             ("Amy@Example.ORG", "amy@example.org"),
             ("amy", "amy@example.org"),
+            ("Amy+x@Other.Example", "amy@example.org"),
             ("amy+lists@example.org", "amy@example.org"),
             ("+amy@example.org", "+amy@example.org"),
             ("CORP\\amy", "amy@example.org"),

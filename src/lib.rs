@@ -29,6 +29,7 @@ pub mod metrics;
 // The core, and whom it asks.
 pub mod auth;
 pub mod directory;
+pub mod lookup;
 pub mod provision;
 pub mod store;
 

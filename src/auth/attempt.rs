@@ -12,6 +12,8 @@ use crate::store::Mailbox;
 pub struct Attempt {
     /// The name typed, bytes as they came.
     pub login: Vec<u8>,
+    /// Whom to log in as, if that is somebody else (SASL's authorization id); empty: nobody else (login.md D-5).
+    pub authzid: Vec<u8>,
     /// The password typed.
     pub password: Password,
     /// What for; `None`: the door heard no service, or one that is not known.
@@ -20,12 +22,23 @@ pub struct Attempt {
     pub service_name: Arc<str>,
     /// The client's address, where the door knows it (login.md D-2).
     pub client: Option<IpAddr>,
+    /// The process that asks, over a unix socket; for the journal.
+    pub peer: Option<Credentials>,
     /// The mail server's session id, where it sent one.
     pub session: Option<Box<str>>,
     /// The door's name in the configuration.
     pub door: Arc<str>,
     /// When the request was complete: deadline and failure delay count from here.
     pub arrived: Instant,
+}
+
+/// A process at the other end of a unix socket, as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its id, unless it lives in a place we cannot see.
+    pub pid: Option<i32>,
 }
 
 /// What a login is for, and so which protocol a template must allow (login.md S).
@@ -51,7 +64,8 @@ impl Service {
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             "imap" => Self::Imap,
-            "pop3" => Self::Pop3,
+            // Cyrus says "pop".
+            "pop3" | "pop" => Self::Pop3,
             "smtp" | "submission" | "submissions" => Self::Smtp,
             "sieve" | "managesieve" => Self::Sieve,
             "http" | "dav" | "radicale" => Self::Dav,

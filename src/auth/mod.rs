@@ -21,9 +21,9 @@ use arc_swap::ArcSwap;
 use tokio_util::task::TaskTracker;
 
 use crate::clock;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::directory::Directories;
-use crate::identity::{Case, Domain, Login, LoginRules};
+use crate::identity::{Login, LoginRules};
 use crate::metrics::{LoginOutcome, Metrics};
 use crate::person::Person;
 use crate::provision::Rules;
@@ -31,7 +31,9 @@ use crate::store::{Mailbox, Store};
 
 pub use access::objection;
 pub use asking::refusal_reason;
-pub use attempt::{Accepted, Attempt, Later, Reason, Refused, Service, Source, Verdict};
+pub use attempt::{
+    Accepted, Attempt, Credentials, Later, Reason, Refused, Service, Source, Verdict,
+};
 pub use memory::{ProofShown, Remembered};
 
 use complaints::Complaints;
@@ -75,7 +77,7 @@ impl Setup {
     #[must_use]
     pub fn new(config: &Config, directories: Arc<Directories>, generation: u64) -> Self {
         Self {
-            names: login_rules(&config.login),
+            names: config.names(),
             deadline: config.login.deadline.0,
             directories,
             rules: Rules::new(config),
@@ -113,16 +115,6 @@ impl Setup {
         let domain = self.rules.domain(mailbox.address.domain());
         mailbox.domain_active = domain.is_some_and(|domain| domain.active);
         Arc::new(mailbox)
-    }
-}
-
-/// `[login]` as the parser wants it. A bad default domain was found by the configuration's check.
-#[must_use]
-pub fn login_rules(login: &config::login::Login) -> LoginRules {
-    LoginRules {
-        default_domain: Domain::parse(&login.default_domain).ok(),
-        case: if login.lowercase { Case::Fold } else { Case::Keep },
-        separator: login.separator.as_str().into(),
     }
 }
 
@@ -315,11 +307,6 @@ impl Authenticator {
         }
     }
 
-    /// Writes a refusal that a door decided by itself into journal and metrics.
-    pub fn record_refusal(&self, attempt: &Attempt, refused: &Refused) {
-        self.record(attempt, &Verdict::Reject(refused.clone()), clock::now());
-    }
-
     fn record(&self, attempt: &Attempt, verdict: &Verdict, now: Instant) {
         let took = now.saturating_duration_since(attempt.arrived);
         let (verdict_word, reason, source, mailbox, note) = match verdict {
@@ -369,6 +356,9 @@ impl Refused {
 
 /// What can be said without anybody's word: a login and a service, or why not.
 fn known_at_once(setup: &Setup, attempt: &Attempt) -> Result<(Login, Service), Reason> {
+    if !attempt.authzid.is_empty() {
+        return Err(Reason::Authz);
+    }
     let service = attempt.service.ok_or(Reason::UnknownService)?;
     let login = Login::parse(&attempt.login, &setup.names).map_err(|_| Reason::BadName)?;
     if attempt.password.is_well_formed() {

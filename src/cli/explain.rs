@@ -45,7 +45,7 @@ impl<'a> Case<'a> {
             let message = format!("--protocol {protocol}: expected imap, pop3, smtp, sieve or dav");
             return Err(Stopped::new(Exit::Configuration, message));
         };
-        let names = crate::auth::login_rules(&loaded.config.login);
+        let names = loaded.config.names();
         let login = match Login::parse(user.as_bytes(), &names) {
             Ok(login) => login,
             Err(error) => {

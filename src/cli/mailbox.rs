@@ -124,7 +124,7 @@ async fn change(context: &Context, address: &str, change: MailboxChange) -> Resu
 }
 
 async fn find(store: &Store, loaded: &Loaded, address: &str) -> Result<Mailbox, Stopped> {
-    let case = crate::auth::login_rules(&loaded.config.login).case;
+    let case = loaded.config.names().case;
     let address = Address::parse(address, case)
         .map_err(|error| Stopped::new(Exit::Configuration, format!("{address:?}: {error}")))?;
     let found = store.owner(&address).await.map_err(unreachable_store)?;

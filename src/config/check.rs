@@ -26,6 +26,11 @@ pub(super) fn settle(config: &mut Config, report: &mut Report) {
     report.within("node", |report| config.node.check(report));
     report.within("store", |report| config.store.check(report));
     report.within("login", |report| config.login.settle(&names, report));
+    report.within("master", |report| {
+        for (name, master) in &mut config.master {
+            report.within(name, |report| master.settle(&names, report));
+        }
+    });
     report.within("memory", |report| config.memory.check(report));
     report.within("log", |report| config.log.check(report));
     if config.listen.is_empty() {
@@ -38,9 +43,10 @@ pub(super) fn settle(config: &mut Config, report: &mut Report) {
     });
     check_doors_apart(config, report);
     report.within("domain", |report| {
-        for (name, domain) in &config.domain {
-            report.within(name, |report| domain.check(report));
+        for (name, domain) in &mut config.domain {
+            report.within(name, |report| domain.settle(name, &names, report));
         }
+        check_alias_domains(config, report);
     });
     report.within("template", |report| {
         for (name, template) in &config.template {
@@ -66,6 +72,13 @@ impl Names {
                 "the name of a [template.NAME] table",
             );
         }
+    }
+}
+
+impl Names {
+    /// Whether there is a `[domain."NAME"]` table.
+    pub(super) fn has_domain(&self, name: &str) -> bool {
+        self.domains.contains(name)
     }
 }
 
@@ -119,6 +132,19 @@ pub(super) fn check_placeholders(text: &str, offered: &[&str], key: &str, report
     }
 }
 
+/// One step of `alias_of` must lead to a domain of its own.
+fn check_alias_domains(config: &Config, report: &mut Report) {
+    for (name, domain) in &config.domain {
+        let target = config.domain.get(&domain.alias_of);
+        if target.is_some_and(|target| !target.alias_of.is_empty()) {
+            report.within(name, |report| {
+                let message = format!("{} is an alias itself", domain.alias_of);
+                report.problem("alias_of", message, "the domain that it stands for");
+            });
+        }
+    }
+}
+
 fn settle_domain_tables<T>(
     tables: BTreeMap<String, T>,
     report: &mut Report,
@@ -142,6 +168,7 @@ fn settle_domain_tables<T>(
 fn check_table_names(config: &Config, report: &mut Report) {
     let tables = [
         ("listen", config.listen.keys().collect::<Vec<_>>()),
+        ("master", config.master.keys().collect()),
         ("template", config.template.keys().collect()),
         ("directory", config.directory.keys().collect()),
     ];

@@ -233,14 +233,27 @@ pub enum IdFormat {
 pub struct Auth {
     /// Off: people of this directory do not log in.
     pub enabled: bool,
+    /// When the password that a mailbox has here (`gatepost mailbox set-password`) counts too: never | unavailable
+    /// (while no server of the directory answers).
+    pub fallback: Fallback,
     /// false: one-time passwords; nothing is remembered, and there is no grace.
     pub remember: bool,
 }
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { enabled: true, remember: true }
+        Self { enabled: true, fallback: Fallback::Never, remember: true }
     }
+}
+
+/// When a mailbox's own password counts beside the directory's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fallback {
+    /// Never.
+    Never,
+    /// While no server of the directory answers.
+    Unavailable,
 }
 
 /// Mailboxes made at first login.

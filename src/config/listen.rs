@@ -17,7 +17,10 @@ use crate::secret::Secret;
 #[serde(default, deny_unknown_fields)]
 pub struct Listen {
     /// dovecot (the socket over which gatepost-dovecot-auth hands over all of Dovecot's auth sockets) |
-    /// dovecot-auth (Dovecot's auth client protocol: Postfix, Exim) | dovecot-master (userdb look-ups and lists) | http
+    /// dovecot-auth (Dovecot's auth client protocol: Postfix, Exim) | dovecot-master (userdb look-ups and lists; unless
+    /// every user may open it, claims of logins too) | dovecot-dict (passdb and userdb by Dovecot 2.3's dict proxy) |
+    /// saslauthd (Cyrus SASL) | checkpassword (what gatepost-checkpassword asks) | socketmap (Postfix look-up tables:
+    /// mailbox, alias, domain, sender-login) | postfix-policy (Postfix policy delegation) | http
     pub protocol: Protocol,
     /// A unix socket, at most 107 bytes; or `address`.
     pub path: Option<PathBuf>,
@@ -40,18 +43,34 @@ pub struct Listen {
     pub max_in_flight: usize,
     /// A peer that does not take an answer within this time is cut off.
     pub write_timeout: Span,
-    /// Refusals leave no earlier than this after the attempt arrived. Default: 2s for dovecot*, 0s for http, where
-    /// the caller would hold a worker meanwhile.
+    /// Refusals leave no earlier than this after the attempt arrived. Default: 2s for dovecot, dovecot-auth and
+    /// dovecot-master, 0s for the others, where the caller would hold a worker meanwhile.
     pub failure_delay: Option<Span>,
-    /// Nets that may connect; required for a TCP door off loopback, where http also needs a token.
+    /// Nets that may connect; required for a TCP door off loopback, where http also needs a token, a client certificate
+    /// (`tls.client_ca_file`) or `anonymous`.
     #[serde(deserialize_with = "nets")]
     pub allow: Vec<IpNet>,
-    /// What an http door serves: login, health, metrics.
+    /// What an http door serves: login (POST /v1/login) | lookup (GET /v1/lookup) | mailcow (POST /) | nauthilus
+    /// (/api/v1/auth) | nginx (/nginx, for auth_http) | forward-auth (/forward-auth) | health | metrics.
     pub serve: Vec<Serve>,
     /// Callers of an http door must send this (Bearer, X-API-Key, or Basic password); not for health. The
     /// text itself, or `"env:NAME"`; or `token_file = "path"`.
     #[serde(skip)]
     pub token: Secret,
+    /// Lets callers of an http door that is open to the net in without token and certificate. Whoever can connect may
+    /// then try passwords, and say whose they are.
+    pub anonymous: bool,
+    /// TLS of an http door.
+    pub tls: DoorTls,
+    /// Every connection begins with a PROXY header (version 1 or 2), whose client counts as the peer. TCP only;
+    /// peers outside `trusted` are closed.
+    pub proxy_protocol: bool,
+    /// Where nginx shall pass mail sessions on to (serve nginx).
+    pub upstream: Upstream,
+    /// The key of passwords in dict keys (protocol dovecot-dict): the 64 hexadecimal digits of `%{encrypt;…}` in
+    /// Dovecot's file. The text itself, or `"env:NAME"`; or `password_key_file = "path"`.
+    #[serde(skip)]
+    pub password_key: Secret,
     /// Nets whose word about the client's address is believed.
     #[serde(deserialize_with = "nets")]
     pub trusted: Vec<IpNet>,
@@ -75,19 +94,49 @@ impl Default for Listen {
             allow: Vec::new(),
             serve: vec![Serve::Login, Serve::Health],
             token: Secret::default(),
+            anonymous: false,
+            tls: DoorTls::default(),
+            proxy_protocol: false,
+            upstream: Upstream::default(),
+            password_key: Secret::default(),
             trusted: super::listen::loopback(),
         }
     }
+}
+
+/// TLS of an http door.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct DoorTls {
+    /// Our certificate and its chain (PEM); empty: no TLS.
+    pub cert_file: Option<PathBuf>,
+    /// Its key (PEM).
+    pub key_file: Option<PathBuf>,
+    /// Certificates (PEM) that must have signed the caller's; empty: callers need none.
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// Where nginx shall pass mail sessions on to: an address and a port for each protocol it serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
+#[serde(default, deny_unknown_fields)]
+pub struct Upstream {
+    /// IMAP, such as `127.0.0.1:143`.
+    pub imap: Option<SocketAddr>,
+    /// POP3.
+    pub pop3: Option<SocketAddr>,
+    /// SMTP.
+    pub smtp: Option<SocketAddr>,
 }
 
 impl Listen {
     /// The delay of refusals on this door.
     #[must_use]
     pub fn failure_delay(&self) -> Duration {
+        use Protocol::{Dovecot, DovecotAuth, DovecotMaster};
         match (self.failure_delay, self.protocol) {
             (Some(span), _) => span.0,
-            (None, Protocol::Http) => Duration::ZERO,
-            (None, _) => Duration::from_secs(2),
+            (None, Dovecot | DovecotAuth | DovecotMaster) => Duration::from_secs(2),
+            (None, _) => Duration::ZERO,
         }
     }
 }
@@ -121,16 +170,9 @@ impl Listen {
             "longer than login.deadline",
             "a span of time such as 2s",
         );
-        if self.protocol == Protocol::Http {
-            report.require(
-                !self.serve.is_empty(),
-                "serve",
-                "an http door serves something",
-                "login, health, metrics",
-            );
-        } else if !self.token.is_empty() {
-            report.notice("token", "has an effect on http doors only");
-        }
+        self.check_http(report);
+        self.check_proxy(report);
+        self.check_dict(report);
         if self.protocol == Protocol::Dovecot {
             report.require(
                 !self.peers.is_empty(),
@@ -141,11 +183,85 @@ impl Listen {
         }
     }
 
+    fn check_http(&self, report: &mut Report) {
+        if self.protocol != Protocol::Http {
+            if !self.token.is_empty() {
+                report.notice("token", "has an effect on http doors only");
+            }
+            let no_tls = self.tls == DoorTls::default();
+            report.require(no_tls, "tls", "is for http doors", "no tls here");
+            return;
+        }
+        report.require(
+            !self.serve.is_empty(),
+            "serve",
+            "an http door serves something",
+            "login, lookup, mailcow, nauthilus, nginx, forward-auth, health, metrics",
+        );
+        let tls = &self.tls;
+        if tls.cert_file.is_some() != tls.key_file.is_some() {
+            report.problem("tls", "a certificate needs its key", "both cert_file and key_file");
+        } else if tls.client_ca_file.is_some() && tls.cert_file.is_none() {
+            report.problem("tls.client_ca_file", "without TLS nobody shows one", "cert_file too");
+        }
+        let upstream = &self.upstream;
+        let none = [upstream.imap, upstream.pop3, upstream.smtp].iter().all(Option::is_none);
+        if self.serve.contains(&Serve::Nginx) && none {
+            report.problem(
+                "upstream",
+                "nginx must hear where to pass a session on to",
+                "upstream.imap, upstream.pop3 or upstream.smtp",
+            );
+        }
+    }
+
+    fn check_proxy(&self, report: &mut Report) {
+        if !self.proxy_protocol {
+            return;
+        }
+        report.require(
+            self.address.is_some(),
+            "proxy_protocol",
+            "is for TCP doors",
+            "address instead of path",
+        );
+        report.require(
+            !self.trusted.is_empty(),
+            "trusted",
+            "nobody's PROXY header would be believed",
+            "the nets of the proxies",
+        );
+    }
+
+    fn check_dict(&self, report: &mut Report) {
+        if self.protocol != Protocol::DovecotDict {
+            if !self.password_key.is_empty() {
+                report.notice("password_key", "has an effect on dovecot-dict doors only");
+            }
+            return;
+        }
+        report.require(self.path.is_some(), "path", "Dovecot asks on a unix socket", "a path");
+        let key = self.password_key.expose();
+        report.require(
+            key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            "password_key",
+            "passwords in dict keys must be encrypted, because Dovecot logs keys",
+            "64 hexadecimal digits, the same as in Dovecot's file",
+        );
+    }
+
     /// login.md D-6.
     fn check_address(&self, address: SocketAddr, report: &mut Report) {
-        if self.protocol == Protocol::Dovecot {
-            report.problem("address", "sockets are handed over on a unix socket", "path");
-            return;
+        match self.protocol {
+            Protocol::Dovecot => {
+                report.problem("address", "sockets are handed over on a unix socket", "path");
+                return;
+            }
+            Protocol::Checkpassword | Protocol::Saslauthd => {
+                report.problem("address", "its clients know unix sockets only", "path");
+                return;
+            }
+            _ => {}
         }
         if address.ip().to_canonical().is_loopback() {
             return;
@@ -156,12 +272,13 @@ impl Listen {
             "this door is open to the net",
             "the nets that may connect, such as 192.0.2.0/24",
         );
-        let asks_token = self.protocol != Protocol::Http || !self.token.is_empty();
+        let asks_callers =
+            !self.token.is_empty() || self.tls.client_ca_file.is_some() || self.anonymous;
         report.require(
-            asks_token,
+            self.protocol != Protocol::Http || asks_callers,
             "token",
             "an http door that is open to the net needs a token",
-            "token, token_file or \"env:NAME\"",
+            "token, token_file or \"env:NAME\"; or tls.client_ca_file; or anonymous = true",
         );
     }
 
@@ -200,7 +317,7 @@ pub(super) fn check_socket_path(path: &Path, key: &str, report: &mut Report) {
 }
 
 /// Nets; a lone address is a net of one.
-fn nets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+pub(super) fn nets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let parse = |text: &String| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let texts = Vec::<String>::deserialize(deserializer)?;
     texts.iter().map(parse).collect::<Result<_, _>>().map_err(|_| {
@@ -220,14 +337,24 @@ pub fn loopback() -> Vec<IpNet> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
+    /// What gatepost-checkpassword asks.
+    Checkpassword,
     /// The hand-over socket of gatepost-dovecot-auth.
     Dovecot,
     /// Dovecot's auth client protocol.
     DovecotAuth,
+    /// Dovecot's dict protocol.
+    DovecotDict,
     /// Dovecot's auth master protocol (userdb).
     DovecotMaster,
     /// HTTP.
     Http,
+    /// Postfix policy delegation.
+    PostfixPolicy,
+    /// Cyrus SASL's saslauthd.
+    Saslauthd,
+    /// Postfix look-up tables.
+    Socketmap,
 }
 
 /// How "later" is said on Dovecot's auth protocol (login.md D-3).
@@ -246,10 +373,20 @@ pub enum TempFailure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Serve {
+    /// `/forward-auth`.
+    ForwardAuth,
     /// `/livez`, `/readyz`.
     Health,
     /// `POST /v1/login`.
     Login,
+    /// `/v1/lookup/…`.
+    Lookup,
+    /// `POST /` as mailcow's endpoint.
+    Mailcow,
     /// `/metrics`.
     Metrics,
+    /// `/api/v1/auth/…` as Nauthilus.
+    Nauthilus,
+    /// `/nginx` for nginx' `auth_http`.
+    Nginx,
 }

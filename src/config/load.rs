@@ -214,7 +214,7 @@ fn notice_readable_secrets(path: &Path, layer: &Layer, notices: &mut Vec<Notice>
     for key in lines.keys().filter(|_| readable) {
         let is_secret = matches!(
             key.iter().map(String::as_str).collect::<Vec<_>>().as_slice(),
-            ["directory", _, "bind_password"] | ["listen", _, "token"]
+            ["directory", _, "bind_password"] | ["listen", _, "token" | "password_key"]
         );
         let mut value = Some(&layer.settings);
         let text = key.iter().fold(None, |_, segment| {
@@ -331,6 +331,9 @@ fn place_secrets(
         match (secret, path.iter().map(String::as_str).collect::<Vec<_>>().as_slice()) {
             (Ok(secret), ["listen", name, "token"]) => {
                 config.listen.entry((*name).to_owned()).or_default().token = secret;
+            }
+            (Ok(secret), ["listen", name, "password_key"]) => {
+                config.listen.entry((*name).to_owned()).or_default().password_key = secret;
             }
             (Ok(secret), ["directory", name, "bind_password"]) => {
                 config.directory.entry((*name).to_owned()).or_default().bind_password = secret;

@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
+use crate::identity::{Case, Domain, LoginRules};
+
 pub mod directory;
 pub mod domain;
 pub mod generate;
 pub mod listen;
 pub mod login;
+pub mod master;
 pub mod memory;
 pub mod node;
 pub mod store;
@@ -45,6 +48,8 @@ pub struct Config {
     pub listen: BTreeMap<String, listen::Listen>,
     /// How a name typed becomes a login.
     pub login: login::Login,
+    /// Who may log in as others, by an authorization id or as `user*master`.
+    pub master: BTreeMap<String, master::Master>,
     /// What is remembered of logins.
     pub memory: memory::Memory,
     /// Logging.
@@ -55,4 +60,25 @@ pub struct Config {
     pub template: BTreeMap<String, template::Template>,
     /// One table per directory (LDAP).
     pub directory: BTreeMap<String, directory::Directory>,
+}
+
+impl Config {
+    /// How a name typed becomes a login. What is no domain was found by the check of the configuration.
+    #[must_use]
+    pub fn names(&self) -> LoginRules {
+        let is_listed = |name: &String| {
+            let takes_logins = self.directory.values().filter(|it| it.enabled && it.auth.enabled);
+            takes_logins.into_iter().any(|it| it.domains.contains(name))
+        };
+        let alias = |(name, domain): (&String, &domain::Domain)| {
+            Some((Domain::parse(name).ok()?, Domain::parse(&domain.alias_of).ok()?))
+        };
+        let aliases = self.domain.iter().filter(|(name, _)| !is_listed(name)).filter_map(alias);
+        LoginRules {
+            default_domain: Domain::parse(&self.login.default_domain).ok(),
+            case: if self.login.lowercase { Case::Fold } else { Case::Keep },
+            separator: self.login.separator.as_str().into(),
+            alias_domains: aliases.collect(),
+        }
+    }
 }

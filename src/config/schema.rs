@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::directory::{Auth, Directory, Identity, Lazy, Map, Rule, Search, TemplateChoice};
-use super::{Config, domain, listen, login, memory, node, store, template};
+use super::{Config, domain, listen, login, master, memory, node, store, template};
 
 /// A table with known keys.
 pub(super) struct Section {
@@ -89,11 +89,15 @@ pub(super) fn schema() -> Section {
         .with("lazy", Kind::Section(Section::of::<Lazy>()))
         .with("map", Kind::Section(Section::of::<Map>()))
         .with("template", Kind::Section(template_choice));
+    let door = Section::of::<listen::Listen>()
+        .with("tls", Kind::Section(Section::of::<listen::DoorTls>()))
+        .with("upstream", Kind::Section(Section::of::<listen::Upstream>()));
     Section::of::<Config>()
         .with("node", Kind::Section(Section::of::<node::Node>()))
         .with("store", Kind::Section(Section::of::<store::Store>()))
-        .with("listen", Kind::Named(Section::of::<listen::Listen>()))
+        .with("listen", Kind::Named(door))
         .with("login", Kind::Section(Section::of::<login::Login>()))
+        .with("master", Kind::Named(Section::of::<master::Master>()))
         .with("memory", Kind::Section(Section::of::<memory::Memory>()))
         .with("log", Kind::Section(Section::of::<node::Log>()))
         .with("domain", Kind::Named(Section::of::<domain::Domain>()))
@@ -122,6 +126,6 @@ mod tests {
     fn the_secrets_are_those_that_the_loader_knows_how_to_place() {
         let mut found = Vec::new();
         secrets(&schema(), "", &mut found);
-        assert_eq!(found, ["listen.token", "directory.bind_password"]);
+        assert_eq!(found, ["listen.token", "listen.password_key", "directory.bind_password"]);
     }
 }

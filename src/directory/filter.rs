@@ -402,8 +402,12 @@ mod tests {
     }
 
     fn login(typed: &str) -> Login {
-        let rules =
-            LoginRules { default_domain: None, case: Case::Fold, separator: Box::default() };
+        let rules = LoginRules {
+            default_domain: None,
+            case: Case::Fold,
+            separator: Box::default(),
+            alias_domains: std::collections::BTreeMap::new(),
+        };
         Login::parse(typed.as_bytes(), &rules).unwrap()
     }
 

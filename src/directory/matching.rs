@@ -133,7 +133,12 @@ mod tests {
 
     fn login(typed: &str) -> Login {
         let default_domain = Some(Domain::parse("x.org").unwrap());
-        let rules = LoginRules { default_domain, case: Case::Fold, separator: "+".into() };
+        let rules = LoginRules {
+            default_domain,
+            case: Case::Fold,
+            separator: "+".into(),
+            alias_domains: std::collections::BTreeMap::new(),
+        };
         Login::parse(typed.as_bytes(), &rules).unwrap()
     }
 

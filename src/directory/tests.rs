@@ -58,7 +58,12 @@ fn one(slapd: &Slapd) -> Arc<Profile> {
 
 fn login(typed: &str) -> Login {
     let default_domain = Some(Domain::parse("planetexpress.com").unwrap());
-    let rules = LoginRules { default_domain, case: Case::Fold, separator: "+".into() };
+    let rules = LoginRules {
+        default_domain,
+        case: Case::Fold,
+        separator: "+".into(),
+        alias_domains: std::collections::BTreeMap::new(),
+    };
     Login::parse(typed.as_bytes(), &rules).unwrap()
 }
 

@@ -9,7 +9,7 @@ use crate::config::template::{Active, DisabledDelivery};
 use crate::config::units::ByteSize;
 use crate::identity::Address;
 use crate::person::Person;
-use crate::store::{Field, Held, Link, Mailbox, Origin, Settings};
+use crate::store::{Field, Held, Link, Mailbox, Origin, Provider, Settings};
 
 /// The longest text that is kept of an attribute, in letters.
 pub(super) const MAX_TEXT: usize = 256;
@@ -165,6 +165,7 @@ fn create(rules: &Rules, person: &Person, protocol: Option<&str>) -> Result<Plan
         aliases: wish.aliases.into_iter().map(|alias| (alias, Origin::Directory)).collect(),
         tags: wish.tags.into_iter().map(|tag| (tag, Origin::Directory)).collect(),
         link: Some(link(person)),
+        provider: Provider::Directory((&*person.profile).into()),
         place: wish.place,
         held: wish.misfits.clone(),
     };

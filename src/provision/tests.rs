@@ -432,6 +432,7 @@ async fn domain_limits_refuse_new_mailboxes() {
         max_mailboxes,
         quota: ByteSize(quota),
         max_mailbox_quota: ByteSize(max_mailbox_quota),
+        ..Domain::default()
     };
     for (limits, refusal) in
         [(limits(1, 0, 0), Refusal::DomainFull), (limits(0, 9 * GIB, 0), Refusal::QuotaExceeded)]

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 use super::control;
+use super::door::{Door, Shared};
 use super::dovecot::{self, AuthDoor};
 use super::dovecot_master::{self, MasterDoor, Reader};
 use super::handover::{self, HandOver, HandedSocket, Peers};
@@ -110,6 +111,11 @@ impl Daemon {
                 let openness = if open { Openness::All(own_uid()) } else { Openness::Some };
                 Speaks::Master(self.master_door(name, listen), MasterKind::Userdb, openness)
             }
+            Protocol::Checkpassword
+            | Protocol::DovecotDict
+            | Protocol::PostfixPolicy
+            | Protocol::Saslauthd
+            | Protocol::Socketmap => Speaks::Nothing,
             Protocol::Http => {
                 let daemon = Arc::clone(self);
                 let parts = http::Parts {
@@ -137,30 +143,30 @@ impl Daemon {
         }
     }
 
-    fn auth_door(&self, name: Arc<str>, listen: &Listen) -> Arc<AuthDoor> {
-        Arc::new(AuthDoor {
-            name,
+    fn door(&self, name: Arc<str>, listen: &Listen) -> Door {
+        let shared = Shared {
             core: Arc::clone(&self.core),
-            greeting: Arc::clone(&self.greeting),
-            claims: self.claims.clone(),
-            trusted: listen.trusted.clone(),
-            temp_failure: listen.temp_failure,
-            failure_delay: listen.failure_delay(),
-            max_in_flight: listen.max_in_flight,
-            write_timeout: listen.write_timeout.0,
+            lookup: Arc::clone(&self.lookup),
             metrics: self.metrics.clone(),
             tracker: self.tracker.clone(),
+        };
+        Door::new(name, listen, shared)
+    }
+
+    fn auth_door(&self, name: Arc<str>, listen: &Listen) -> Arc<AuthDoor> {
+        Arc::new(AuthDoor {
+            door: self.door(name, listen),
+            greeting: Arc::clone(&self.greeting),
+            claims: self.claims.clone(),
+            temp_failure: listen.temp_failure,
         })
     }
 
     fn master_door(&self, name: Arc<str>, listen: &Listen) -> Arc<MasterDoor> {
         Arc::new(MasterDoor {
-            name,
-            core: Arc::clone(&self.core),
+            door: self.door(name, listen),
             claims: self.claims.clone(),
             server_pid: std::process::id(),
-            write_timeout: listen.write_timeout.0,
-            metrics: self.metrics.clone(),
         })
     }
 

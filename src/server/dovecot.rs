@@ -6,26 +6,23 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::claims::{Claim, Claims, Place};
+use super::door::Door;
 use super::listener::Peer;
 use super::words;
 use super::write_timeout::write_out;
-use crate::auth::{
-    Accepted, Attempt, Authenticator, Later, Reason, Refused, Service, Source, Verdict,
-};
+use crate::auth::{Accepted, Attempt, Credentials, Later, Reason, Refused, Service, Verdict};
 use crate::clock;
 use crate::config::listen::TempFailure;
-use crate::metrics::Metrics;
 use crate::proto::dovecot::auth::{
     AuthRequest, Event, FailCode, Greeting, MAX_OPEN_REQUESTS, Mechanism, Reply, Session,
     SocketKind,
@@ -38,18 +35,18 @@ const READ_BYTES: usize = 16 * 1024;
 
 /// One door that speaks the auth client protocol.
 pub(super) struct AuthDoor {
-    pub(super) name: Arc<str>,
-    pub(super) core: Arc<Authenticator>,
+    pub(super) door: Door,
     pub(super) greeting: Arc<Greeting>,
     pub(super) claims: Claims,
-    /// Nets whose word about the client's address is believed; a unix socket's peer always is.
-    pub(super) trusted: Vec<IpNet>,
     pub(super) temp_failure: TempFailure,
-    pub(super) failure_delay: Duration,
-    pub(super) max_in_flight: usize,
-    pub(super) write_timeout: Duration,
-    pub(super) metrics: Metrics,
-    pub(super) tracker: TaskTracker,
+}
+
+impl Deref for AuthDoor {
+    type Target = Door;
+
+    fn deref(&self) -> &Door {
+        &self.door
+    }
 }
 
 /// One connection.
@@ -59,6 +56,8 @@ struct Driver<S> {
     kind: SocketKind,
     /// The peer may say where its client is (login.md D-2).
     believed: bool,
+    /// The process at the other end of a unix socket.
+    peer: Option<Credentials>,
     session: Session,
     cookie: [u8; 16],
     place: Option<Place>,
@@ -105,13 +104,13 @@ where
     let session = Session::new(kind);
     let mut output = Vec::with_capacity(1024);
     session.greet(&door.greeting, cuid, &cookie, &mut output);
-    let believed =
-        peer.address.is_none_or(|peer| door.trusted.iter().any(|net| net.contains(&peer.ip())));
+    let believed = door.believes(&peer);
     let mut driver = Driver {
         stream,
         door,
         kind,
         believed,
+        peer: peer.credentials,
         session,
         cookie,
         place: None,
@@ -202,12 +201,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             nologin: request.nologin,
             arrived: now,
         };
-        if !request.credentials.authzid.is_empty() {
-            let refused = Refused::new(Reason::Authz, Source::Rules);
-            self.door.core.record_refusal(&self.attempt(request, now), &refused);
-            self.delay(asked, refused);
-            return;
-        }
         let attempt = self.attempt(request, now);
         match self.door.core.recall(&attempt, now) {
             Some(verdict) => self.decide(asked, verdict),
@@ -225,10 +218,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     fn attempt(&self, request: AuthRequest, now: Instant) -> Attempt {
         Attempt {
             login: request.credentials.authcid,
+            authzid: request.credentials.authzid,
             password: request.credentials.password,
             service: Service::parse(&request.service),
             service_name: request.service.into(),
             client: request.client.filter(|_| self.believed).map(|client| client.to_canonical()),
+            peer: self.peer,
             session: request.session,
             door: Arc::clone(&self.door.name),
             arrived: now,

@@ -1,36 +1,41 @@
 //! Dovecot's auth master protocol: claims of logins, userdb look-ups, user lists, cache flushes.
 
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::claims::Claims;
+use super::door::Door;
 use super::userdb;
 use super::write_timeout::write_out;
-use crate::auth::Authenticator;
 use crate::clock;
-use crate::config::template::{Active, DisabledDelivery};
-use crate::identity::Login;
+use crate::identity::Address;
+use crate::lookup::Receives;
 use crate::proto::dovecot::master::{
     Command, ListEnd, MasterKind, MasterReply, MasterSession, mask_matches,
 };
-use crate::store::{Mailbox, StoreError};
+use crate::store::{Resident, StoreError};
 
 /// Users read from the store at a time for a list.
 const LIST_PAGE: u32 = 1000;
 
 /// One door that speaks the master protocol.
 pub(super) struct MasterDoor {
-    pub(super) name: Arc<str>,
-    pub(super) core: Arc<Authenticator>,
+    pub(super) door: Door,
     pub(super) claims: Claims,
     pub(super) server_pid: u32,
-    pub(super) write_timeout: Duration,
-    pub(super) metrics: crate::metrics::Metrics,
+}
+
+impl Deref for MasterDoor {
+    type Target = Door;
+
+    fn deref(&self) -> &Door {
+        &self.door
+    }
 }
 
 struct Driver<S> {
@@ -51,7 +56,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    fn may_see(&self, mailbox: &Mailbox) -> bool {
+    fn may_see(&self, mailbox: &Resident) -> bool {
         self.only_uid.is_none_or(|uid| uid == mailbox.place.uid)
     }
 }
@@ -127,20 +132,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     /// The mailbox that a name leads to, if it may be known of (login.md U-1). The administrator's own tool always
     /// hears of it.
     async fn find(&self, user: &[u8], service: &str) -> Found {
-        let Ok(login) = Login::parse(user, &self.door.core.setup().names) else {
-            return Found::Nobody;
-        };
-        match self.door.core.store().owner(&login.address).await {
-            Ok(None) => Found::Nobody,
+        match self.door.lookup.resident(user).await {
             Ok(Some(mailbox)) if !self.reader.may_see(&mailbox) => Found::Nobody,
-            Ok(Some(mailbox)) if service == "doveadm" || may_receive(&mailbox) => {
-                Found::Mailbox(Box::new(mailbox))
-            }
-            Ok(Some(mailbox)) => match mailbox.settings.disabled_delivery {
-                DisabledDelivery::Reject => Found::Nobody,
-                DisabledDelivery::Accept => Found::Mailbox(Box::new(mailbox)),
-                DisabledDelivery::Tempfail => Found::Later,
+            Ok(Some(mailbox)) if service == "doveadm" => Found::Mailbox(mailbox),
+            Ok(Some(mailbox)) => match self.door.lookup.receives(&mailbox) {
+                Receives::Yes => Found::Mailbox(mailbox),
+                Receives::No => Found::Nobody,
+                Receives::Later => Found::Later,
             },
+            Ok(None) => Found::Nobody,
             Err(error) => {
                 self.log_store_failure(&error);
                 Found::Later
@@ -171,15 +171,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             MasterReply::Fail { id, reason: Some("No such login") }.encode(&mut self.output);
             return;
         };
-        let mut fields = userdb::fields(&claim.mailbox);
+        let mailbox = &claim.mailbox;
+        let mut fields = userdb::fields(&mailbox.place, &mailbox.settings);
         fields.push(("auth_mech".into(), claim.mechanism.as_str().into()));
-        self.reply_user(id, &claim.mailbox, &fields);
+        self.reply_user(id, &mailbox.address, &fields);
     }
 
     fn reply_found(&mut self, id: u32, found: Found) {
         match found {
             Found::Mailbox(mailbox) => {
-                self.reply_user(id, &mailbox, &userdb::fields(&mailbox));
+                let fields = userdb::fields(&mailbox.place, &mailbox.settings);
+                self.reply_user(id, &mailbox.address, &fields);
             }
             other => self.reply_missing(id, &other),
         }
@@ -195,11 +197,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         }
     }
 
-    fn reply_user(&mut self, id: u32, mailbox: &Mailbox, fields: &[(String, String)]) {
+    fn reply_user(&mut self, id: u32, address: &Address, fields: &[(String, String)]) {
         let fields: Vec<_> =
             fields.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        MasterReply::User { id, user: mailbox.address.as_str(), fields: &fields }
-            .encode(&mut self.output);
+        MasterReply::User { id, user: address.as_str(), fields: &fields }.encode(&mut self.output);
     }
 
     fn reply_missing(&mut self, id: u32, found: &Found) {
@@ -260,11 +261,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
 
 enum Found {
     Later,
-    Mailbox(Box<Mailbox>),
+    Mailbox(Arc<Resident>),
     Nobody,
-}
-
-fn may_receive(mailbox: &Mailbox) -> bool {
-    let is_off = mailbox.disabled_by_admin || mailbox.settings.active == Active::No;
-    !is_off
 }

@@ -310,10 +310,12 @@ impl HttpDoor {
         let service = asked.service.unwrap_or_default();
         Attempt {
             login: asked.username,
+            authzid: Vec::new(),
             password: asked.password,
             service: Service::parse(&service),
             service_name: service.into(),
             client,
+            peer: None,
             session: asked.session,
             door: Arc::clone(&self.name),
             arrived,

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::auth::Credentials;
 use crate::config::listen::Listen;
 use crate::metrics::{Metrics, OpenConnection};
 
@@ -88,15 +89,6 @@ pub struct Peer {
     pub credentials: Option<Credentials>,
     /// Of a TCP socket: its address; v4-mapped addresses are given as IPv4.
     pub address: Option<SocketAddr>,
-}
-
-/// A process, as the kernel knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// Its effective user.
-    pub uid: u32,
-    /// Its id, unless it lives in a place we cannot see.
-    pub pid: Option<i32>,
 }
 
 /// The bytes of a connection.

@@ -4,6 +4,7 @@
 
 mod claims;
 pub mod control;
+mod door;
 mod doors;
 mod dovecot;
 mod dovecot_master;
@@ -31,6 +32,7 @@ use crate::auth::{Authenticator, Parts, Setup, journal::Journal};
 use crate::config::{self, Loaded, Problems, load};
 use crate::directory::{BuildErrors, Directories};
 use crate::logging::{self, Logging};
+use crate::lookup::Lookup;
 use crate::metrics::{Metrics, Reloaded};
 use crate::proto::dovecot::auth::Greeting;
 use crate::store::{Store, StoreError};
@@ -50,6 +52,7 @@ pub(crate) struct Daemon {
     running: tokio::sync::Mutex<Loaded>,
     logging: Logging,
     core: Arc<Authenticator>,
+    lookup: Arc<Lookup>,
     metrics: Metrics,
     greeting: Arc<Greeting>,
     claims: Claims,
@@ -158,6 +161,7 @@ impl Daemon {
         let tracker = TaskTracker::new();
         let mut memory_key = [0; 32];
         getrandom::fill(&mut memory_key).map_err(std::io::Error::from)?;
+        let lookup = Lookup::new(store.clone(), config);
         let parts = Parts {
             store,
             journal,
@@ -178,6 +182,7 @@ impl Daemon {
             running: tokio::sync::Mutex::new(loaded),
             logging,
             core,
+            lookup,
             metrics,
             greeting: Arc::new(Greeting::new(std::process::id())),
             claims: Claims::default(),
@@ -231,6 +236,7 @@ impl Daemon {
         self.core.store().mirror_domains(&config.domain).await?;
         self.logging.change(&config.log)?;
         self.core.reconfigure(config, Arc::clone(&directories));
+        self.lookup.reconfigure(config);
         directories.show(Some(previous));
         let changes = config::differences(&running.config, config);
         let restart = changes.need_restart().into_iter().map(str::to_owned).collect();

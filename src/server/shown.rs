@@ -71,10 +71,7 @@ impl Shown {
                 .iter()
                 .map(|(key, value)| (key.to_string(), value.to_string()))
                 .collect(),
-            provider: mailbox
-                .link
-                .as_ref()
-                .map_or_else(|| "local".to_owned(), |link| format!("ldap:{}", link.profile)),
+            provider: mailbox.provider.to_string(),
             id: mailbox.link.as_ref().map(|link| link.id.to_string()),
         }
     }

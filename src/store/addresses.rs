@@ -112,6 +112,7 @@ impl Transaction {
     ) -> Result<bool, StoreError> {
         let values =
             [address.as_str().into(), kind.word().into(), owner.into(), origin_word(origin).into()];
+        self.touched.addresses.push(address.clone());
         Ok(self.execute(CLAIM, &values).await? == 1)
     }
 
@@ -121,6 +122,7 @@ impl Transaction {
         address: &Address,
         owner: i64,
     ) -> Result<(), StoreError> {
+        self.touched.addresses.push(address.clone());
         self.execute(FREE, &[address.as_str().into(), owner.into()]).await?;
         self.made_room().await
     }
@@ -142,6 +144,7 @@ impl Transaction {
                 }
             }
         }
+        self.touched.mailboxes.push(owner);
         self.execute(DEMOTE, &[origin_word(origin_of_old).into(), owner.into()]).await?;
         self.execute(PROMOTE, &[to.as_str().into(), owner.into()]).await?;
         Ok(true)

@@ -16,6 +16,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Row as _, Sqlite, SqlitePool, query::Query};
 
 use super::StoreError;
+use super::changes::{Changes, Touched};
 
 /// One statement, in each database's words.
 #[derive(Clone, Copy, Debug)]
@@ -62,37 +63,50 @@ pub(super) enum Db {
 
 impl Db {
     /// A view of one moment.
-    pub(super) async fn begin_read(&self) -> Result<Transaction, StoreError> {
+    pub(super) async fn begin_read(&self) -> Result<Begun, StoreError> {
         match self {
             Self::Sqlite { readers, file, .. } => {
                 file.check()?;
-                Ok(Transaction::Sqlite(readers.begin().await?))
+                Ok(Begun::Sqlite(readers.begin().await?))
             }
         }
     }
 
     /// The right to write, held until the transaction ends.
-    pub(super) async fn begin_write(&self) -> Result<Transaction, StoreError> {
+    pub(super) async fn begin_write(&self) -> Result<Begun, StoreError> {
         match self {
             Self::Sqlite { writer, file, .. } => {
                 file.check()?;
-                Ok(Transaction::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?))
+                Ok(Begun::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?))
             }
         }
     }
 }
 
-/// A transaction; dropped without [`Transaction::commit`] it leaves nothing behind.
-pub(crate) enum Transaction {
+/// A transaction of one of the databases.
+pub(super) enum Begun {
     /// SQLite's.
     Sqlite(sqlx::Transaction<'static, Sqlite>),
 }
 
+/// A transaction; dropped without [`Transaction::commit`] it leaves nothing behind.
+pub(crate) struct Transaction {
+    begun: Begun,
+    changes: Changes,
+    /// What this transaction changed so far.
+    pub(super) touched: Touched,
+}
+
 impl Transaction {
-    /// Makes everything done so far stand.
+    pub(super) fn new(begun: Begun, changes: &Changes) -> Self {
+        Self { begun, changes: changes.clone(), touched: Touched::default() }
+    }
+
+    /// Makes everything done so far stand, and tells of it.
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
-        match self {
-            Self::Sqlite(inner) => Ok(inner.commit().await?),
+        let _telling = self.changes.tell_later(self.touched);
+        match self.begun {
+            Begun::Sqlite(inner) => Ok(inner.commit().await?),
         }
     }
 
@@ -102,8 +116,8 @@ impl Transaction {
         statement: Statement,
         values: &[Value<'_>],
     ) -> Result<u64, StoreError> {
-        match self {
-            Self::Sqlite(inner) => {
+        match &mut self.begun {
+            Begun::Sqlite(inner) => {
                 Ok(sqlite_query(statement, values).execute(&mut **inner).await?.rows_affected())
             }
         }
@@ -115,8 +129,8 @@ impl Transaction {
         statement: Statement,
         values: &[Value<'_>],
     ) -> Result<Vec<Row>, StoreError> {
-        match self {
-            Self::Sqlite(inner) => {
+        match &mut self.begun {
+            Begun::Sqlite(inner) => {
                 let rows = sqlite_query(statement, values).fetch_all(&mut **inner).await?;
                 Ok(rows.into_iter().map(Row::Sqlite).collect())
             }

@@ -24,8 +24,10 @@ pub struct Mailbox {
     pub aliases: BTreeMap<Address, Origin>,
     /// Free words and who owns each.
     pub tags: BTreeMap<Box<str>, Origin>,
-    /// The directory entry it belongs to; `None` for a local account.
+    /// The directory entry it belongs to. It stays while the password is checked here.
     pub link: Option<Link>,
+    /// Who checks the password.
+    pub provider: Provider,
     /// Written once, at creation.
     pub place: Place,
     /// What the directory wants for it and it cannot have; reported when that began.
@@ -171,6 +173,39 @@ pub struct Link {
     pub id: Box<str>,
 }
 
+/// Who checks the password of a mailbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// The directory of this name.
+    Directory(Box<str>),
+    /// Gatepost itself, with the hash in the store.
+    Local,
+}
+
+impl Provider {
+    /// The word in the store: the directory's name, or nothing.
+    pub(super) fn word(&self) -> &str {
+        match self {
+            Self::Directory(name) => name,
+            Self::Local => "",
+        }
+    }
+
+    pub(super) fn parse(word: &str) -> Self {
+        if word.is_empty() { Self::Local } else { Self::Directory(word.into()) }
+    }
+}
+
+impl std::fmt::Display for Provider {
+    /// `local`, `ldap:NAME`.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Directory(name) => write!(formatter, "ldap:{name}"),
+            Self::Local => formatter.write_str("local"),
+        }
+    }
+}
+
 /// Who owns an entry of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -283,6 +318,7 @@ impl Mailbox {
             aliases: BTreeMap::new(),
             tags: BTreeMap::new(),
             link: Some(Link { profile: "corp".into(), id: "1".into() }),
+            provider: Provider::Directory("corp".into()),
             place: Place { home: "/srv/mail/sample".into(), uid: 5000, gid: 5001 },
             held: BTreeSet::new(),
         }

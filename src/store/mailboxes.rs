@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::dialect::{Row, Transaction, Value, statements};
-use super::mailbox::{Field, Held, Link, Mailbox, Misfit, Origin, Place, Settings, Standing};
+use super::mailbox::{
+    Field, Held, Link, Mailbox, Misfit, Origin, Place, Provider, Settings, Standing,
+};
 use super::{Store, StoreError, within};
 use crate::config::template::{Active, DisabledDelivery};
 use crate::identity::{Address, Case};
@@ -11,7 +13,7 @@ use crate::identity::{Address, Case};
 statements! {
     ONE = "SELECT a.address, d.active, m.template, m.display_name, m.quota, m.protocols, m.active, \
            m.disabled_delivery, m.extra, m.pinned, m.disabled_by_admin, m.home, m.uid, m.gid, \
-           l.profile, l.id \
+           l.profile, l.id, m.provider \
            FROM mailboxes m \
            JOIN addresses a ON a.owner = m.id AND a.kind = 'mailbox' \
            JOIN domains d ON d.name = m.domain \
@@ -22,8 +24,8 @@ statements! {
             UNION ALL SELECT 'held', field, value, why FROM held WHERE mailbox = ? \
             AND (capacity IS NULL OR capacity = (SELECT revision FROM capacity WHERE id = 1))";
     INSERT = "INSERT INTO mailboxes (domain, template, display_name, quota, protocols, active, \
-              disabled_delivery, extra, home, uid, gid, created_at, changed_at) \
-              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id";
+              disabled_delivery, extra, home, uid, gid, provider, created_at, changed_at) \
+              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id";
     UPDATE = "UPDATE mailboxes SET template = ?, display_name = ?, quota = ?, protocols = ?, \
               active = ?, disabled_delivery = ?, extra = ?, changed_at = ? WHERE id = ?";
     MOVE = "UPDATE mailboxes SET domain = ?, changed_at = ? WHERE id = ?";
@@ -127,6 +129,7 @@ impl Store {
             let Some(id) = writing.owner_id(address).await? else { return Ok(None) };
             let now = crate::clock::unix_seconds();
             writing.execute(statement, &[value, now.into(), id.into()]).await?;
+            writing.touched.mailboxes.push(id);
             let mailbox = writing.mailbox_by_id(id).await?;
             writing.commit().await?;
             Ok(mailbox)
@@ -172,6 +175,7 @@ impl Transaction {
             (&*mailbox.place.home).into(),
             i64::from(mailbox.place.uid).into(),
             i64::from(mailbox.place.gid).into(),
+            mailbox.provider.word().into(),
             now.into(),
             now.into(),
         ];
@@ -199,6 +203,7 @@ impl Transaction {
             crate::clock::unix_seconds().into(),
             id.into(),
         ];
+        self.touched.mailboxes.push(id);
         self.execute(UPDATE, &values).await.map(drop)
     }
 
@@ -264,7 +269,8 @@ impl SettingsWords {
     }
 }
 
-fn read(id: i64, row: &Row) -> Result<Mailbox, StoreError> {
+/// The columns of `ONE` up to `provider`.
+pub(super) fn read(id: i64, row: &Row) -> Result<Mailbox, StoreError> {
     let corrupt = |column: &str| StoreError::Corrupt { what: format!("mailbox {id}: {column}") };
     let settings = Settings {
         template: row.text(2)?.into(),
@@ -295,6 +301,7 @@ fn read(id: i64, row: &Row) -> Result<Mailbox, StoreError> {
         aliases: BTreeMap::new(),
         tags: BTreeMap::new(),
         link,
+        provider: Provider::parse(row.text(16)?),
         place,
         held: BTreeSet::new(),
     })

@@ -13,17 +13,23 @@ use sqlx::sqlite::{
 };
 
 mod addresses;
+mod changes;
 mod dialect;
 mod domains;
 mod file;
 mod links;
 mod mailbox;
 mod mailboxes;
+mod resident;
 
 pub(crate) use addresses::Kind;
+pub(crate) use changes::{Changes, Touched};
 pub(crate) use dialect::Transaction;
 pub(crate) use domains::{NoRoom, Room};
-pub use mailbox::{Field, Held, Link, Mailbox, Misfit, Origin, Place, Settings, Standing};
+pub use mailbox::{
+    Field, Held, Link, Mailbox, Misfit, Origin, Place, Provider, Settings, Standing,
+};
+pub use resident::{MAX_CANDIDATES, Resident};
 
 /// The longest wait for anything the store does, from call to answer.
 const LIMIT: Duration = Duration::from_millis(2_800);
@@ -38,6 +44,7 @@ const BUSY_LIMIT: Duration = Duration::from_millis(1_500);
 #[derive(Clone, Debug)]
 pub struct Store {
     db: dialect::Db,
+    changes: Changes,
 }
 
 /// Why the store did not answer.
@@ -118,7 +125,8 @@ impl Store {
             let readers = pool(config.max_connections.max(1))
                 .connect_with(options.pragma("query_only", "1"))
                 .await?;
-            Ok(Self { db: dialect::Db::Sqlite { writer, readers, file } })
+            let db = dialect::Db::Sqlite { writer, readers, file };
+            Ok(Self { db, changes: Changes::default() })
         })
         .await
     }
@@ -131,14 +139,19 @@ impl Store {
         within(async { self.begin_read().await?.capacity().await.map(drop) }).await
     }
 
+    /// Who hears of changes.
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
     /// A view of one moment.
     async fn begin_read(&self) -> Result<Transaction, StoreError> {
-        self.db.begin_read().await
+        Ok(Transaction::new(self.db.begin_read().await?, &self.changes))
     }
 
     /// The right to write. Whoever calls this bounds the whole by [`within`].
     pub(crate) async fn begin_write(&self) -> Result<Transaction, StoreError> {
-        self.db.begin_write().await
+        Ok(Transaction::new(self.db.begin_write().await?, &self.changes))
     }
 }
 
@@ -165,8 +178,10 @@ fn pool(connections: u32) -> SqlitePoolOptions {
 }
 
 /// The steps that made the tables what they are; a step that was released is never edited.
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "mailboxes", include_str!("../../migrations/sqlite/0001_mailboxes.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "mailboxes", include_str!("../../migrations/sqlite/0001_mailboxes.sql")),
+    (2, "local accounts", include_str!("../../migrations/sqlite/0002_local_accounts.sql")),
+];
 
 async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
     let steps = MIGRATIONS.iter().map(|(version, name, text)| {

@@ -1,0 +1,417 @@
+//! "Where does this address live?" for mail servers: mailbox, alias, mail domain, owner of a sender's address. Answers
+//! come from memory; what is not there costs one indexed query.
+//!
+//! A mail server's key is a whole address (Postfix' socketmap strips nothing), so detail (`user+detail`), alias
+//! domains and catch-alls are found here. Candidates are looked at in this order, the first that is somebody's counts:
+//!
+//! ```text
+//! user+detail@domain   user@domain   user+detail@target   user@target     (target: the domain's alias_of)
+//! ```
+//!
+//! and only if none is, the catch-all of the domain. What is in memory follows every change that this process makes in
+//! the store at once; a change by another process is seen after [`OUTSIDE_CHANGES`].
+
+mod key;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use moka::sync::Cache;
+
+use crate::config::Config;
+use crate::config::template::{Active, DisabledDelivery};
+use crate::identity::{Address, Domain, Login, LoginRules};
+use crate::store::{Resident, Store, StoreError, Touched};
+use key::{Key, external};
+
+/// What another process wrote into the store is seen after this long.
+pub const OUTSIDE_CHANGES: Duration = Duration::from_secs(60);
+
+/// What the cache itself takes for an entry, in bytes (measured: about 400).
+const ENTRY_BYTES: usize = 450;
+
+/// Look-ups, with what is known of addresses and mailboxes.
+pub struct Lookup {
+    store: Store,
+    rules: ArcSwap<Rules>,
+    known: Arc<Known>,
+}
+
+/// Copies of what the store holds.
+struct Known {
+    /// Address → number of the mailbox it belongs to; `None`: nobody's.
+    addresses: Cache<Box<str>, Option<i64>>,
+    residents: Cache<i64, Arc<Resident>>,
+}
+
+/// What a reload swaps.
+struct Rules {
+    names: LoginRules,
+    domains: HashMap<Domain, DomainRules>,
+}
+
+struct DomainRules {
+    active: bool,
+    alias_of: Option<Domain>,
+    catch_all: Option<Address>,
+}
+
+/// A look-up table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Map {
+    /// Address → where its mail goes instead.
+    Alias,
+    /// Mail domain → itself.
+    Domain,
+    /// Address → the mailbox's canonical address.
+    Mailbox,
+    /// Sender's address → the login that may use it.
+    SenderLogin,
+}
+
+impl Map {
+    /// Every table.
+    pub const ALL: &'static [Self] = &[Self::Alias, Self::Domain, Self::Mailbox, Self::SenderLogin];
+
+    /// The table of that name.
+    #[must_use]
+    pub fn parse(name: &[u8]) -> Option<Self> {
+        Self::ALL.iter().copied().find(|map| map.as_str().as_bytes() == name)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Alias => "alias",
+            Self::Domain => "domain",
+            Self::Mailbox => "mailbox",
+            Self::SenderLogin => "sender-login",
+        }
+    }
+}
+
+/// What a look-up found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Found {
+    /// Nobody can say now: the store is gone, or mail for this mailbox is put off (login.md U-1).
+    Later,
+    /// There is no such thing.
+    Nothing,
+    /// This; never empty.
+    Value(Arc<str>),
+}
+
+/// Whether mail for a mailbox is taken (login.md U-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receives {
+    /// Put off.
+    Later,
+    /// As if there were no such mailbox.
+    No,
+    /// Taken.
+    Yes,
+}
+
+/// Where an address leads.
+enum Place {
+    /// Mail for strangers of the domain goes there.
+    CatchAll(Address),
+    /// It is nobody's.
+    Nobody,
+    /// It is one of a mailbox's.
+    Resident {
+        resident: Arc<Resident>,
+        /// What was cut off before it was found, separator included; empty: nothing.
+        detail: Box<str>,
+        /// The address itself is the mailbox's canonical one, no alias.
+        canonical: bool,
+    },
+}
+
+/// Memory does not know enough.
+struct Unknown;
+
+impl Lookup {
+    /// Look-ups over a store; they hear of each change of it from now on. There is one for each store.
+    #[must_use]
+    pub fn new(store: Store, config: &Config) -> Arc<Self> {
+        // An eighth of what logins may take, half of it for each side.
+        let known = Arc::new(Known::new(config.memory.capacity.0 / 16));
+        let hearing = Arc::clone(&known);
+        store.changes().listen(move |touched| hearing.forget(touched));
+        Arc::new(Self { store, rules: ArcSwap::from_pointee(Rules::new(config)), known })
+    }
+
+    /// Takes over domains and rules of names.
+    pub fn reconfigure(&self, config: &Config) {
+        self.rules.store(Arc::new(Rules::new(config)));
+    }
+
+    /// Answers from memory, or not at all. Never waits.
+    #[must_use]
+    pub fn recall(&self, map: Map, key: &[u8]) -> Option<Found> {
+        let rules = self.rules.load();
+        if map == Map::Domain {
+            return Some(rules.domain(key));
+        }
+        let Some(key) = Key::parse(key, &rules.names) else { return Some(Found::Nothing) };
+        let view = View { known: &self.known, read: Vec::new() };
+        rules.answer(&view, map, &key).ok()
+    }
+
+    /// Answers, asking the store if memory cannot.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn find(&self, map: Map, key: &[u8]) -> Result<Found, StoreError> {
+        let rules = self.rules.load_full();
+        if map == Map::Domain {
+            return Ok(rules.domain(key));
+        }
+        let Some(key) = Key::parse(key, &rules.names) else { return Ok(Found::Nothing) };
+        let mut view = View { known: &self.known, read: Vec::new() };
+        if let Ok(found) = rules.answer(&view, map, &key) {
+            return Ok(found);
+        }
+        self.read(&rules.candidates(&key), &mut view).await?;
+        if let Ok(found) = rules.answer(&view, map, &key) {
+            return Ok(found);
+        }
+        // Nobody, so that the catch-all counts: whose is it?
+        if let Some(catch_all) = rules.catch_all(&key) {
+            let catch_all = Key::of(catch_all, &rules.names);
+            self.read(&rules.candidates(&catch_all), &mut view).await?;
+        }
+        Ok(rules.answer(&view, map, &key).unwrap_or(Found::Nothing))
+    }
+
+    /// The mailbox that a name leads to, by whatever address of it. The name is read as at a login.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn resident(&self, name: &[u8]) -> Result<Option<Arc<Resident>>, StoreError> {
+        let rules = self.rules.load_full();
+        let Ok(login) = Login::parse(name, &rules.names) else { return Ok(None) };
+        let key = Key::of(&login.address, &rules.names);
+        let mut view = View { known: &self.known, read: Vec::new() };
+        let place = match rules.place(&view, &key) {
+            Ok(place) => place,
+            Err(Unknown) => {
+                self.read(&rules.candidates(&key), &mut view).await?;
+                rules.place(&view, &key).unwrap_or(Place::Nobody)
+            }
+        };
+        Ok(match place {
+            Place::Resident { resident, .. } => Some(resident),
+            Place::CatchAll(_) | Place::Nobody => None,
+        })
+    }
+
+    /// Whether mail for a mailbox is taken now (login.md U-1).
+    #[must_use]
+    pub fn receives(&self, resident: &Resident) -> Receives {
+        self.rules.load().receives(resident)
+    }
+
+    /// Reads what the store knows of these addresses, into the view and into memory.
+    async fn read(
+        &self,
+        candidates: &[Candidate<'_>],
+        view: &mut View<'_>,
+    ) -> Result<(), StoreError> {
+        let edition = self.store.changes().edition();
+        let texts: Vec<&str> = candidates.iter().map(|candidate| &*candidate.text).collect();
+        let found = self.store.residents(&texts).await?;
+        for text in &texts {
+            let owner = found.iter().find(|(address, _)| address == text);
+            let owner = owner.map(|(_, resident)| Arc::new(resident.clone()));
+            self.known.learn(text, owner.as_ref());
+            view.read.push(((*text).into(), owner));
+        }
+        // What changed while it was read may have been forgotten before it was put in: it must go again.
+        if self.store.changes().edition() != edition {
+            texts.iter().for_each(|text| self.known.addresses.invalidate(*text));
+            found.iter().for_each(|(_, resident)| self.known.residents.invalidate(&resident.id));
+        }
+        Ok(())
+    }
+}
+
+/// What one look-up knows: memory, and what it just read.
+struct View<'a> {
+    known: &'a Known,
+    read: Vec<(Box<str>, Option<Arc<Resident>>)>,
+}
+
+impl View<'_> {
+    fn owner(&self, address: &str) -> Result<Option<Arc<Resident>>, Unknown> {
+        if let Some((_, owner)) = self.read.iter().find(|(text, _)| **text == *address) {
+            return Ok(owner.clone());
+        }
+        match self.known.addresses.get(address) {
+            None => Err(Unknown),
+            Some(None) => Ok(None),
+            Some(Some(id)) => self.known.residents.get(&id).map(Some).ok_or(Unknown),
+        }
+    }
+}
+
+impl Known {
+    fn new(bytes: u64) -> Self {
+        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self {
+            addresses: Cache::builder()
+                .max_capacity(bytes)
+                .weigher(move |address: &Box<str>, _| size(address.len() + ENTRY_BYTES))
+                .time_to_live(OUTSIDE_CHANGES)
+                .build(),
+            residents: Cache::builder()
+                .max_capacity(bytes)
+                .weigher(move |_, resident: &Arc<Resident>| size(resident.weight() + ENTRY_BYTES))
+                .time_to_live(OUTSIDE_CHANGES)
+                .build(),
+        }
+    }
+
+    fn learn(&self, address: &str, owner: Option<&Arc<Resident>>) {
+        if let Some(owner) = owner {
+            self.residents.insert(owner.id, Arc::clone(owner));
+        }
+        self.addresses.insert(address.into(), owner.map(|owner| owner.id));
+    }
+
+    fn forget(&self, touched: &Touched) {
+        touched.addresses.iter().for_each(|it| self.addresses.invalidate(it.as_str()));
+        touched.mailboxes.iter().for_each(|id| self.residents.invalidate(id));
+    }
+}
+
+/// An address to look at.
+struct Candidate<'a> {
+    text: Cow<'a, str>,
+    /// The detail was cut off.
+    bare: bool,
+    /// In the domain that was asked for, not in the one it stands for.
+    own: bool,
+}
+
+impl Rules {
+    fn new(config: &Config) -> Self {
+        let names = config.names();
+        let rules = |(name, domain): (&String, &crate::config::domain::Domain)| {
+            // The configuration's own check refuses names that are no domains.
+            let rules = DomainRules {
+                active: domain.active,
+                alias_of: Domain::parse(&domain.alias_of).ok(),
+                catch_all: Address::parse(&domain.catch_all, names.case).ok(),
+            };
+            Some((Domain::parse(name).ok()?, rules))
+        };
+        Self { domains: config.domain.iter().filter_map(rules).collect(), names }
+    }
+
+    fn domain(&self, key: &[u8]) -> Found {
+        let domain = std::str::from_utf8(key).ok().and_then(|text| Domain::parse(text).ok());
+        match domain.filter(|domain| self.domains.contains_key(domain)) {
+            Some(domain) => Found::Value(domain.as_str().into()),
+            None => Found::Nothing,
+        }
+    }
+
+    fn alias_of(&self, domain: &Domain) -> Option<&Domain> {
+        self.domains.get(domain)?.alias_of.as_ref()
+    }
+
+    /// Of the domain, or else of the one it stands for.
+    fn catch_all(&self, key: &Key) -> Option<&Address> {
+        let domain = key.address.domain();
+        let own = self.domains.get(domain)?;
+        let target = || self.domains.get(own.alias_of.as_ref()?)?.catch_all.as_ref();
+        own.catch_all.as_ref().or_else(target)
+    }
+
+    fn candidates<'k>(&self, key: &'k Key) -> Vec<Candidate<'k>> {
+        let mut candidates = Vec::with_capacity(crate::store::MAX_CANDIDATES);
+        let address = Cow::Borrowed(key.address.as_str());
+        candidates.push(Candidate { text: address, bare: false, own: true });
+        if let Some(bare) = key.bare() {
+            let text = format!("{bare}@{}", key.address.domain());
+            candidates.push(Candidate { text: text.into(), bare: true, own: true });
+        }
+        if let Some(target) = self.alias_of(key.address.domain()) {
+            let text = format!("{}@{target}", key.address.local());
+            candidates.push(Candidate { text: text.into(), bare: false, own: false });
+            if let Some(bare) = key.bare() {
+                let text = format!("{bare}@{target}");
+                candidates.push(Candidate { text: text.into(), bare: true, own: false });
+            }
+        }
+        candidates
+    }
+
+    /// Where the key leads, as far as the view knows.
+    fn place(&self, view: &View<'_>, key: &Key) -> Result<Place, Unknown> {
+        for candidate in self.candidates(key) {
+            let Some(resident) = view.owner(&candidate.text)? else { continue };
+            let canonical = candidate.own && *candidate.text == *resident.address.as_str();
+            let detail = if candidate.bare { key.detail().into() } else { Box::default() };
+            return Ok(Place::Resident { resident, detail, canonical });
+        }
+        Ok(match self.catch_all(key) {
+            // A catch-all that is nobody's would go round in circles.
+            Some(address) if *address != key.address => Place::CatchAll(address.clone()),
+            _ => Place::Nobody,
+        })
+    }
+
+    fn answer(&self, view: &View<'_>, map: Map, key: &Key) -> Result<Found, Unknown> {
+        Ok(match (map, self.place(view, key)?) {
+            (Map::SenderLogin, Place::Resident { resident, .. }) => {
+                Found::Value(resident.address.shared())
+            }
+            (Map::SenderLogin, Place::CatchAll(address)) => {
+                match self.place(view, &Key::of(&address, &self.names))? {
+                    Place::Resident { resident, .. } => Found::Value(resident.address.shared()),
+                    Place::CatchAll(_) | Place::Nobody => Found::Nothing,
+                }
+            }
+            (Map::Alias, Place::CatchAll(address)) => Found::Value(external(&address, "")),
+            (Map::Mailbox, Place::Resident { resident, canonical: true, .. }) => {
+                self.delivered(&resident, || resident.address.shared())
+            }
+            (Map::Alias, Place::Resident { resident, canonical: false, detail }) => {
+                self.delivered(&resident, || external(&resident.address, &detail))
+            }
+            (Map::Alias | Map::Domain | Map::Mailbox | Map::SenderLogin, _) => Found::Nothing,
+        })
+    }
+
+    fn delivered(&self, resident: &Resident, value: impl FnOnce() -> Arc<str>) -> Found {
+        match self.receives(resident) {
+            Receives::Yes => Found::Value(value()),
+            Receives::No => Found::Nothing,
+            Receives::Later => Found::Later,
+        }
+    }
+
+    fn receives(&self, resident: &Resident) -> Receives {
+        let domain = self.domains.get(resident.address.domain());
+        let is_off = resident.disabled_by_admin
+            || resident.settings.active == Active::No
+            || domain.is_none_or(|domain| !domain.active);
+        match resident.settings.disabled_delivery {
+            _ if !is_off => Receives::Yes,
+            DisabledDelivery::Accept => Receives::Yes,
+            DisabledDelivery::Reject => Receives::No,
+            DisabledDelivery::Tempfail => Receives::Later,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

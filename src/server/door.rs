@@ -1,0 +1,96 @@
+//! What the drivers of all doors that judge logins share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio_util::task::TaskTracker;
+
+use super::listener::Peer;
+use crate::auth::{Attempt, Authenticator, Later, Reason, Verdict};
+use crate::clock;
+use crate::config::listen::Listen;
+use crate::lookup::Lookup;
+use crate::metrics::Metrics;
+
+/// One door, `[listen.NAME]`.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) name: Arc<str>,
+    pub(super) core: Arc<Authenticator>,
+    pub(super) lookup: Arc<Lookup>,
+    /// Nets whose word about the client's address is believed; a unix socket's peer always is.
+    pub(super) trusted: Vec<IpNet>,
+    pub(super) failure_delay: Duration,
+    /// Attempts in flight per connection.
+    pub(super) max_in_flight: usize,
+    pub(super) write_timeout: Duration,
+    pub(super) metrics: Metrics,
+    pub(super) tracker: TaskTracker,
+}
+
+/// What every door of a daemon works with.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) core: Arc<Authenticator>,
+    pub(super) lookup: Arc<Lookup>,
+    pub(super) metrics: Metrics,
+    pub(super) tracker: TaskTracker,
+}
+
+impl Door {
+    pub(super) fn new(name: Arc<str>, listen: &Listen, shared: Shared) -> Self {
+        let Shared { core, lookup, metrics, tracker } = shared;
+        Self {
+            name,
+            core,
+            lookup,
+            trusted: listen.trusted.clone(),
+            failure_delay: listen.failure_delay(),
+            max_in_flight: listen.max_in_flight,
+            write_timeout: listen.write_timeout.0,
+            metrics,
+            tracker,
+        }
+    }
+
+    /// Whether the peer may say where its client is (login.md D-2).
+    pub(super) fn believes(&self, peer: &Peer) -> bool {
+        peer.address.is_none_or(|peer| self.trusts(peer.ip()))
+    }
+
+    /// Whether this address is one of the trusted ones.
+    pub(super) fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted.iter().any(|net| net.contains(&address))
+    }
+
+    /// Memory first, then whoever must be asked. The question is a task of its own: it ends, and reaches the journal,
+    /// even if the caller hangs up and this future is dropped; a panic in it is answered with "later".
+    pub(super) async fn decide(&self, attempt: Attempt) -> Verdict {
+        if let Some(verdict) = self.core.recall(&attempt, clock::now()) {
+            return verdict;
+        }
+        let core = Arc::clone(&self.core);
+        let question = self.tracker.spawn(async move { core.authenticate(attempt).await });
+        question.await.unwrap_or_else(|error| {
+            tracing::error!(%error, door = %self.name, "an attempt failed");
+            Verdict::Unavailable(Later::new(Reason::Internal))
+        })
+    }
+
+    /// [`Door::decide`] for a door that answers one attempt at a time: a refusal is held back until its time
+    /// (login.md O-6).
+    pub(super) async fn decide_and_delay(&self, attempt: Attempt) -> Verdict {
+        let due = attempt.arrived + self.failure_delay;
+        let verdict = self.decide(attempt).await;
+        self.delay(&verdict, due).await;
+        verdict
+    }
+
+    async fn delay(&self, verdict: &Verdict, due: Instant) {
+        if matches!(verdict, Verdict::Reject(_)) && !self.failure_delay.is_zero() {
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+}
