@@ -32,6 +32,7 @@ struct Inner {
     ldap_up: Family<ServerLabel, Gauge>,
     connections: Family<DoorLabel, Gauge>,
     connections_total: Family<DoorLabel, Counter>,
+    lookups: Family<LookupLabels, Counter>,
     protocol_errors: Family<DoorLabel, Counter>,
     memory_entries: Family<PartLabel, Gauge>,
     memory_bytes: Family<PartLabel, Gauge>,
@@ -137,6 +138,12 @@ impl Metrics {
         OpenConnection(open)
     }
 
+    /// A look-up was answered. `map`: a word of [`crate::lookup::Map`], or userdb; `result`: found | nothing | later.
+    pub fn lookup(&self, door: &str, map: &'static str, result: &'static str) {
+        let labels = LookupLabels { door: door.to_owned(), map, result };
+        self.0.lookups.get_or_create(&labels).inc();
+    }
+
     /// A login touched a mailbox: created | updated | write-failed.
     pub fn provisioned(&self, what: &'static str) {
         self.0.provisioned.get_or_create(&OutcomeLabel { outcome: what }).inc();
@@ -185,6 +192,7 @@ impl Inner {
             ldap_up: Family::default(),
             connections: Family::default(),
             connections_total: Family::default(),
+            lookups: Family::default(),
             protocol_errors: Family::default(),
             memory_entries: Family::default(),
             memory_bytes: Family::default(),
@@ -210,6 +218,7 @@ impl Inner {
         declare(registry, &LDAP_UP, self.ldap_up.clone());
         declare(registry, &LOGIN_DURATION, self.login_duration.clone());
         declare(registry, &LOGINS, self.logins.clone());
+        declare(registry, &LOOKUPS, self.lookups.clone());
         declare(registry, &PROVISIONED, self.provisioned.clone());
         declare(registry, &MEMORY_BYTES, self.memory_bytes.clone());
         declare(registry, &MEMORY_ENTRIES, self.memory_entries.clone());
@@ -319,6 +328,17 @@ const LOGINS: Declared = Declared {
     help: "Login attempts that were decided",
 };
 
+const LOOKUPS: Declared = Declared {
+    name: "gatepost_lookups_total",
+    kind: "counter",
+    labels: &[
+        DOOR,
+        ("map", "mailbox, alias, domain, sender-login, userdb"),
+        ("result", "found, nothing, later"),
+    ],
+    help: "Look-ups of addresses that were answered",
+};
+
 const PROVISIONED: Declared = Declared {
     name: "gatepost_mailboxes_provisioned_total",
     kind: "counter",
@@ -386,6 +406,13 @@ struct DoorLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookupLabels {
+    door: String,
+    map: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PartLabel {
     part: &'static str,
 }
@@ -425,6 +452,7 @@ mod tests {
         &LDAP_UP,
         &LOGIN_DURATION,
         &LOGINS,
+        &LOOKUPS,
         &PROVISIONED,
         &MEMORY_BYTES,
         &MEMORY_ENTRIES,
@@ -444,6 +472,7 @@ mod tests {
         metrics.memory("people", 3, 4096);
         metrics.protocol_error("dovecot");
         metrics.journal_dropped(7);
+        metrics.lookup("maps", "mailbox", "found");
         let open = metrics.connection_opened("dovecot");
         (metrics, open)
     }

@@ -53,8 +53,14 @@ pub fn differences(old: &Config, new: &Config) -> Changes {
         .collect();
     // Secrets look alike when shown, so they are compared themselves.
     for (name, door) in &old.listen {
-        if new.listen.get(name).is_some_and(|other| other.token != door.token) {
-            keys.insert(super::dotted(&["listen", name, "token"]));
+        let Some(other) = new.listen.get(name) else { continue };
+        for (key, old, new) in [
+            ("token", &door.token, &other.token),
+            ("password_key", &door.password_key, &other.password_key),
+        ] {
+            if old != new {
+                keys.insert(super::dotted(&["listen", name, key]));
+            }
         }
     }
     for (name, directory) in &old.directory {

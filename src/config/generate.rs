@@ -71,7 +71,7 @@ complete small files: `config/examples/`.
   everything repeatable is a table with a name, so merging never drops a door or a rule. Lists are replaced as a whole.
 - **Environment.** `GATEPOST__STORE__URL` sets `store.url`: names are split at `__`, case does not matter, and `-` and `.`
   of a table's name are written `_`. Values stand as they are, blanks included; lists are written `[a, b]`.
-- **Secrets.** `bind_password` and `token` may be a literal, `KEY_file = \"path\"` (one newline at the end is cut), or
+- **Secrets.** `bind_password`, `token` and `password_key` may be a literal, `KEY_file = \"path\"` (one newline at the end is cut), or
   `KEY = \"env:NAME\"`. They are never shown: `gatepost config show` prints `********`, or `-` if none is set.
 - **Mistakes.** `gatepost config check` lists all of them at once, with key, file, line and what is expected. A key that
   does not exist is a mistake, too.

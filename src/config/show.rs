@@ -92,8 +92,12 @@ impl Walk<'_> {
 
     fn secret(&mut self) {
         let is_set = match self.path.as_slice() {
-            [section, name, _] if section == "listen" => {
-                self.config.listen.get(name).is_some_and(|door| !door.token.is_empty())
+            [section, name, key] if section == "listen" => {
+                let door = self.config.listen.get(name);
+                door.is_some_and(|door| match key.as_str() {
+                    "password_key" => !door.password_key.is_empty(),
+                    _ => !door.token.is_empty(),
+                })
             }
             [_, name, _] => {
                 let directory = self.config.directory.get(name);
