@@ -26,13 +26,20 @@ fn domains(max_mailboxes: u32, quota: u64) -> BTreeMap<String, Limits> {
     BTreeMap::from([("Example.org".to_owned(), limits)])
 }
 
+/// Every statement there is.
+const STATEMENTS: [&[(&str, Statement)]; 5] = [
+    addresses::STATEMENTS,
+    domains::STATEMENTS,
+    links::STATEMENTS,
+    mailboxes::STATEMENTS,
+    resident::STATEMENTS,
+];
+
 #[tokio::test]
 async fn every_statement_can_be_prepared() {
     let (store, _directory) = open().await;
     let Db::Sqlite { writer, .. } = &store.db;
-    let all: Vec<(&str, Statement)> =
-        [addresses::STATEMENTS, domains::STATEMENTS, links::STATEMENTS, mailboxes::STATEMENTS]
-            .concat();
+    let all: Vec<(&str, Statement)> = STATEMENTS.concat();
 
     assert!(all.len() > 25);
     for (name, statement) in all {
@@ -44,9 +51,7 @@ async fn every_statement_can_be_prepared() {
 
 #[tokio::test]
 async fn statements_keep_to_what_the_databases_share() {
-    let all =
-        [addresses::STATEMENTS, domains::STATEMENTS, links::STATEMENTS, mailboxes::STATEMENTS];
-    for (name, statement) in all.concat() {
+    for (name, statement) in STATEMENTS.concat() {
         let upper = statement.sqlite.to_ascii_uppercase();
         for own in ["INSERT OR", "REPLACE INTO", "DATETIME(", "UNIXEPOCH", "ROWID", "GLOB", "\""] {
             assert!(!upper.contains(own), "{name}: {own}");
