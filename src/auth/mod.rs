@@ -29,7 +29,7 @@ use crate::person::Person;
 use crate::provision::Rules;
 use crate::store::{Mailbox, Store};
 
-pub use access::objection;
+pub use access::{Facts, objection, objection_to};
 pub use asking::refusal_reason;
 pub use attempt::{
     Accepted, Attempt, Credentials, Later, Reason, Refused, Service, Source, Verdict,

@@ -5,4 +5,5 @@
 pub mod dovecot;
 pub mod handover;
 pub mod json_login;
+pub mod postfix;
 pub mod sasl;
