@@ -13,6 +13,8 @@ use super::dovecot_master::{self, MasterDoor, Reader};
 use super::handover::{self, HandOver, HandedSocket, Peers};
 use super::http::{self, HttpDoor};
 use super::listener::{self, Connection, Limits, Peer, Socket, Stream, accept_loop};
+use super::postfix::maps::{self, MapsDoor};
+use super::postfix::policy::{self, PolicyDoor};
 use super::{Daemon, StartError};
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
@@ -28,6 +30,8 @@ enum Speaks {
     Auth(Arc<AuthDoor>, SocketKind),
     Master(Arc<MasterDoor>, MasterKind, Openness),
     Http(Arc<HttpDoor>),
+    Maps(Arc<MapsDoor>),
+    Policy(Arc<PolicyDoor>),
     HandOver(Peers, Arc<Listen>),
     /// The command line's requests.
     Control,
@@ -111,11 +115,13 @@ impl Daemon {
                 let openness = if open { Openness::All(own_uid()) } else { Openness::Some };
                 Speaks::Master(self.master_door(name, listen), MasterKind::Userdb, openness)
             }
-            Protocol::Checkpassword
-            | Protocol::DovecotDict
-            | Protocol::PostfixPolicy
-            | Protocol::Saslauthd
-            | Protocol::Socketmap => Speaks::Nothing,
+            Protocol::PostfixPolicy => {
+                Speaks::Policy(Arc::new(PolicyDoor::new(self.door(name, listen))))
+            }
+            Protocol::Socketmap => Speaks::Maps(Arc::new(MapsDoor::new(self.door(name, listen)))),
+            Protocol::Checkpassword | Protocol::DovecotDict | Protocol::Saslauthd => {
+                Speaks::Nothing
+            }
             Protocol::Http => {
                 let daemon = Arc::clone(self);
                 let parts = http::Parts {
@@ -223,6 +229,8 @@ impl Daemon {
                 http::serve(stream, address, Arc::clone(door), shutdown).await;
                 Ok(())
             }
+            Speaks::Maps(door) => maps::serve(stream, Arc::clone(door), shutdown).await,
+            Speaks::Policy(door) => policy::serve(stream, Arc::clone(door), shutdown).await,
             Speaks::HandOver(peers, listen) => {
                 self.take_over(stream, peers, listen, shutdown).await;
                 Ok(())
