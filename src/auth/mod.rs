@@ -12,8 +12,9 @@ mod flights;
 mod gate;
 pub mod journal;
 mod memory;
+pub mod password;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::config::Config;
+use crate::config::directory::Fallback;
 use crate::directory::Directories;
 use crate::identity::{Login, LoginRules};
 use crate::metrics::{LoginOutcome, Metrics};
@@ -41,6 +43,7 @@ use flights::{Flights, Settled};
 use gate::Gates;
 use journal::Journal;
 use memory::{Memory, Recall, Record, Terms, Versions, account_key};
+use password::Checks;
 
 /// Answers attempts. One per daemon, shared by all doors.
 pub struct Authenticator {
@@ -49,6 +52,7 @@ pub struct Authenticator {
     flights: Flights,
     gates: Gates,
     complaints: Complaints,
+    checks: Checks,
     store: Store,
     journal: Arc<Journal>,
     metrics: Metrics,
@@ -70,6 +74,8 @@ pub struct Setup {
     terms: Terms,
     /// One-time-password profiles and the like: nothing is remembered.
     remember: BTreeMap<String, bool>,
+    /// Directories beside which a mailbox's own password counts while they are away.
+    fall_back: BTreeSet<String>,
 }
 
 impl Setup {
@@ -93,12 +99,21 @@ impl Setup {
                 .iter()
                 .map(|(name, directory)| (name.clone(), directory.auth.remember))
                 .collect(),
+            fall_back: config
+                .directory
+                .iter()
+                .filter(|(_, directory)| directory.auth.fallback == Fallback::Unavailable)
+                .map(|(name, _)| name.clone())
+                .collect(),
         }
     }
 
     /// The versions that answers about this person must match; `None`: their profile is gone, or takes
     /// no logins.
     fn newest(&self, person: &Person) -> Option<Versions> {
+        if person.is_local() {
+            return Some(Versions { rules: self.generation, profile: 0 });
+        }
         let profile = self.directories.profile(&person.profile)?;
         if !profile.takes_logins() {
             return None;
@@ -108,6 +123,10 @@ impl Setup {
 
     fn remembers(&self, person: &Person) -> bool {
         !person.one_time && self.remember.get(&*person.profile).copied().unwrap_or(true)
+    }
+
+    fn falls_back(&self, profile: &str) -> bool {
+        self.fall_back.contains(profile)
     }
 
     /// The mailbox with the domain's standing as configured now.
@@ -144,6 +163,7 @@ impl Authenticator {
             flights: Flights::default(),
             gates: Gates::default(),
             complaints: Complaints::default(),
+            checks: Checks::default(),
             store: parts.store,
             journal: parts.journal,
             metrics: parts.metrics,
@@ -253,14 +273,28 @@ impl Authenticator {
     async fn account(&self, name: &str) -> Option<Arc<Record>> {
         let login = Login::parse(name.as_bytes(), &self.setup.load().names).ok()?;
         // Without the store only the names themselves are found.
-        let link = self.store.owner(&login.address).await.ok()??.link?;
-        self.memory.account(&account_key(&link.profile, &link.id))
+        let mailbox = self.store.owner(&login.address).await.ok()??;
+        self.memory.account(&asking::stored_account(&mailbox)?)
     }
 
     /// An administrator changed a mailbox: effective at the next request of every door.
     pub fn mailbox_changed(&self, mailbox: &Mailbox) {
         let setup = self.setup.load();
         self.memory.mailbox_changed(&setup.effective(mailbox.clone()));
+    }
+
+    /// An administrator changed who checks the password of a mailbox, or that password: what is remembered of it is
+    /// forgotten.
+    pub fn credentials_changed(&self, mailbox: &Mailbox) {
+        self.mailbox_changed(mailbox);
+        let local = Person::local(mailbox.id);
+        let linked = mailbox.link.as_ref().map(|link| account_key(&link.profile, &link.id));
+        for account in [Some(account_key(&local.profile, &local.id)), linked].into_iter().flatten()
+        {
+            if let Some(record) = self.memory.account(&account) {
+                self.memory.forget_account(&record);
+            }
+        }
     }
 
     /// The running setup.
