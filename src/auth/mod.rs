@@ -11,6 +11,7 @@ mod complaints;
 mod flights;
 mod gate;
 pub mod journal;
+mod masters;
 mod memory;
 pub mod password;
 
@@ -42,6 +43,7 @@ use complaints::Complaints;
 use flights::{Flights, Settled};
 use gate::Gates;
 use journal::Journal;
+use masters::{Masters, Who};
 use memory::{Memory, Recall, Record, Terms, Versions, account_key};
 use password::Checks;
 
@@ -74,6 +76,7 @@ pub struct Setup {
     terms: Terms,
     /// One-time-password profiles and the like: nothing is remembered.
     remember: BTreeMap<String, bool>,
+    masters: Masters,
     /// Directories beside which a mailbox's own password counts while they are away.
     fall_back: BTreeSet<String>,
 }
@@ -99,6 +102,7 @@ impl Setup {
                 .iter()
                 .map(|(name, directory)| (name.clone(), directory.auth.remember))
                 .collect(),
+            masters: Masters::new(config),
             fall_back: config
                 .directory
                 .iter()
@@ -177,7 +181,8 @@ impl Authenticator {
         let setup = self.setup.load();
         let verdict = match known_at_once(&setup, attempt) {
             Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
-            Ok((login, service)) => {
+            Ok((Who::Other { .. }, _)) => return None,
+            Ok((Who::Own(login), service)) => {
                 let name = name_key(&login);
                 let newest = |person: &Person| setup.newest(person);
                 match self.memory.recall(&name, &attempt.password, setup.terms, newest, now) {
@@ -209,8 +214,15 @@ impl Authenticator {
         let deadline = attempt.arrived + setup.deadline;
         let verdict = match known_at_once(&setup, &attempt) {
             Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
-            Ok((login, service)) => {
-                let decision = self.decide(&setup, &attempt, login, service);
+            Ok((who, service)) => {
+                let decision = async {
+                    match who {
+                        Who::Own(login) => self.decide(&setup, &attempt, login, service).await,
+                        Who::Other { master, target } => {
+                            self.decide_other(&setup, &attempt, (&master, &target), service).await
+                        }
+                    }
+                };
                 tokio::time::timeout_at(deadline.into(), decision)
                     .await
                     .unwrap_or_else(|_| Verdict::Unavailable(Later::new(Reason::Deadline)))
@@ -243,6 +255,41 @@ impl Authenticator {
             }
             Settled::Refused { refused, .. } => Verdict::Reject(refused),
             Settled::Later(later) => Verdict::Unavailable(later),
+        }
+    }
+
+    /// Lets a master into another's mailbox (login.md D-5): the master's own password is proven as at any login; the
+    /// mailbox is taken as it is, and neither made, updated nor remembered.
+    async fn decide_other(
+        self: &Arc<Self>,
+        setup: &Arc<Setup>,
+        attempt: &Attempt,
+        (master, target): (&Login, &Login),
+        service: Service,
+    ) -> Verdict {
+        if !setup.masters.could_be(target, service, attempt.client) {
+            return Verdict::Reject(Refused::new(Reason::Authz, Source::Rules));
+        }
+        let (own, source) = match self.settle(setup, attempt, master, Service::Lookup).await {
+            Settled::Proven { mailbox, source, .. } => (mailbox, source),
+            Settled::Refused { refused, .. } => return Verdict::Reject(refused),
+            Settled::Later(later) => return Verdict::Unavailable(later),
+        };
+        let refused =
+            |reason| Verdict::Reject(Refused { proven: true, ..Refused::new(reason, source) });
+        if let Some(reason) = access::objection(&own, Service::Lookup) {
+            return refused(reason);
+        }
+        if !setup.masters.is(&own.address, target, service, attempt.client) {
+            return refused(Reason::Authz);
+        }
+        match self.store.owner(&target.address).await {
+            Ok(Some(mailbox)) => admit(setup.effective(mailbox), service, source, None),
+            Ok(None) => refused(Reason::Unknown),
+            Err(error) => Verdict::Unavailable(Later {
+                reason: Reason::StoreUnavailable,
+                detail: Some(error.to_string().into()),
+            }),
         }
     }
 
@@ -364,8 +411,13 @@ impl Authenticator {
         };
         let service = attempt.service.map_or("unknown", Service::as_str);
         self.metrics.login(&attempt.door, service, outcome, took);
+        let (login, master) = match attempt.authzid.as_slice() {
+            [] => (&attempt.login, None),
+            _ => (&attempt.authzid, Some(attempt.login.as_slice())),
+        };
         let record = journal::Record {
-            login: &attempt.login,
+            login,
+            master,
             mailbox,
             service: &attempt.service_name,
             client: attempt.client,
@@ -388,15 +440,12 @@ impl Refused {
     }
 }
 
-/// What can be said without anybody's word: a login and a service, or why not.
-fn known_at_once(setup: &Setup, attempt: &Attempt) -> Result<(Login, Service), Reason> {
-    if !attempt.authzid.is_empty() {
-        return Err(Reason::Authz);
-    }
+/// What can be said without anybody's word: who and for what, or why not.
+fn known_at_once(setup: &Setup, attempt: &Attempt) -> Result<(Who, Service), Reason> {
     let service = attempt.service.ok_or(Reason::UnknownService)?;
-    let login = Login::parse(&attempt.login, &setup.names).map_err(|_| Reason::BadName)?;
+    let who = masters::who(setup, attempt).map_err(|_| Reason::BadName)?;
     if attempt.password.is_well_formed() {
-        Ok((login, service))
+        Ok((who, service))
     } else {
         Err(Reason::BadPasswordForm)
     }
