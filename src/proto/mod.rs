@@ -7,3 +7,6 @@ pub mod handover;
 pub mod json_login;
 pub mod postfix;
 pub mod sasl;
+
+#[cfg(test)]
+mod dialogues;
