@@ -22,6 +22,7 @@
 //! door in tests/it/dialogues.rs. A codec without a session of its own is a few lines: parse, look up, encode.
 
 mod dovecot;
+mod postfix;
 #[path = "../../tests/dialogues/script.rs"]
 mod script;
 
@@ -37,6 +38,8 @@ fn connect(socket: &str) -> Box<dyn Peer> {
     match socket {
         "login" | "client" => Box::new(dovecot::AuthPeer::new(socket)),
         "master" | "userdb" => Box::new(dovecot::MasterPeer::new(socket)),
+        "socketmap" => Box::new(postfix::MapsPeer),
+        "policy" => Box::new(postfix::PolicyPeer::default()),
         other => panic!("no such socket: {other}"),
     }
 }
@@ -240,10 +243,11 @@ fn every_protocol_has_its_dialogues() {
         assert_ne!(dialogue.only_session.as_deref(), Some(""), "{}: why?", dialogue.name);
         *counts.entry(dialogue.name.split('/').next().unwrap().to_owned()).or_insert(0) += 1;
     }
-    let too_few: Vec<_> = [("dovecot-auth", 37), ("dovecot-master", 9)]
-        .into_iter()
-        .filter(|(folder, least)| counts.get(*folder).is_none_or(|count| count < least))
-        .collect();
+    let too_few: Vec<_> =
+        [("dovecot-auth", 37), ("dovecot-master", 9), ("policy", 4), ("socketmap", 7)]
+            .into_iter()
+            .filter(|(folder, least)| counts.get(*folder).is_none_or(|count| count < least))
+            .collect();
     assert!(too_few.is_empty(), "dialogues are missing: {too_few:?} of {counts:?}");
 }
 
