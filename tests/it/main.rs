@@ -14,6 +14,8 @@ mod support;
 mod configured;
 mod handover;
 mod peers;
+mod postfix_mail;
+mod postfix_maps;
 
 mod main_job;
 

@@ -102,6 +102,52 @@ pub(crate) fn smtp_auth_login(port: u16, user: &str, password: &str) -> String {
     line.receive_code()
 }
 
+/// One SMTP session, step by step.
+pub(crate) struct Smtp(Line);
+
+impl Smtp {
+    pub(crate) fn connect(port: u16) -> Self {
+        let mut line = Line::connect(port);
+        let reply = line.ehlo();
+        assert!(reply.starts_with("250"), "EHLO: {reply:?}");
+        Self(line)
+    }
+
+    /// A session of somebody who got in.
+    pub(crate) fn login(port: u16, user: &str, password: &str) -> Self {
+        let mut smtp = Self::connect(port);
+        let reply =
+            smtp.say(&format!("AUTH PLAIN {}", plain(user.as_bytes(), password.as_bytes())));
+        assert!(reply.starts_with("235"), "AUTH: {reply:?}");
+        smtp
+    }
+
+    /// The last line of the reply.
+    pub(crate) fn say(&mut self, text: &str) -> String {
+        self.0.send(text);
+        self.0.receive_code()
+    }
+
+    /// RSET, MAIL and RCPT; the reply to RCPT. `from` may have parameters behind its `>`.
+    pub(crate) fn ask(&mut self, from: &str, recipient: &str) -> String {
+        self.say("RSET");
+        let reply = self.say(&format!("MAIL FROM:{from}"));
+        if !reply.starts_with("250") {
+            return reply;
+        }
+        self.say(&format!("RCPT TO:<{recipient}>"))
+    }
+
+    /// The message itself, after [`Smtp::ask`]; the reply to it.
+    pub(crate) fn send(&mut self, body: &str) -> String {
+        let reply = self.say("DATA");
+        if !reply.starts_with("354") {
+            return reply;
+        }
+        self.say(&format!("Subject: test\r\n\r\n{body}\r\n."))
+    }
+}
+
 /// Delivers one message by LMTP; the reply to the message, or to the recipient if that was refused.
 pub(crate) fn lmtp_deliver(port: u16, recipient: &str, body: &str) -> String {
     let mut line = Line::connect(port);

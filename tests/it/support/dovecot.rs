@@ -93,6 +93,30 @@ pub(crate) struct Dovecot {
 
 impl Dovecot {
     pub(crate) fn start(place: Place, judge: Judge) -> Self {
+        Self::with(place, judge, "")
+    }
+
+    /// With the very lines of contrib for Gatepost and for a Postfix beside it, whose queue directory this is.
+    pub(crate) fn beside_postfix(place: Place, spool: &Path) -> Self {
+        let (inner, spool) = (place.inner().display().to_string(), spool.display().to_string());
+        let lines = match version(place.home) {
+            Version::V23 => concat!(
+                include_str!("../../../contrib/dovecot-2.3/gatepost.conf"),
+                include_str!("../../../contrib/dovecot-2.3/postfix.conf")
+            ),
+            Version::V24 => concat!(
+                include_str!("../../../contrib/dovecot-2.4/gatepost.conf"),
+                include_str!("../../../contrib/dovecot-2.4/postfix.conf")
+            ),
+        };
+        let lines = lines
+            .replace("/usr/lib/gatepost/gatepost-dovecot-auth", &format!("{inner}/shim"))
+            .replace("/run/gatepost/dovecot", &format!("{inner}/gatepost"))
+            .replace("/var/spool/postfix", &spool);
+        Self::with(place, Judge::Gatepost, &lines)
+    }
+
+    fn with(place: Place, judge: Judge, further_lines: &str) -> Self {
         let directory = place.directory.path().to_owned();
         let [imap, pop3, sieve, submission, lmtp] = std::array::from_fn(|_| free_port());
         let inner = place.inner();
@@ -101,7 +125,7 @@ impl Dovecot {
             Version::V23 => configuration_23(&inner, ports, judge),
             Version::V24 => configuration_24(&inner, ports, judge),
         };
-        fs::write(directory.join("dovecot.conf"), text).unwrap();
+        fs::write(directory.join("dovecot.conf"), text + further_lines).unwrap();
         // A copy beside the configuration, so that the tree can run it as well. Made by cp: a descriptor open for
         // writing here could be inherited by a program that another test starts, and the shim would be "text busy".
         let mut copy = program("cp", "coreutils");
