@@ -125,3 +125,36 @@ fn said(found: &Result<Found, StoreError>) -> (Reply<'_>, &'static str) {
         Err(_) => (Reply::Temp("the database of mailboxes does not answer"), "later"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table as docs/protocols/postfix.md prints it.
+    fn table() -> String {
+        let unavailable = StoreError::Unavailable { what: String::new(), source: None };
+        let mut lines = String::from("| look-up | reply |\n|---|---|\n");
+        for (what, found) in [
+            ("found", Ok(Found::Value("VALUE".into()))),
+            ("nobody's, or what is no address at all", Ok(Found::Nothing)),
+            (
+                "a mailbox whose mail is put off (`disabled_delivery = \"tempfail\"`)",
+                Ok(Found::Later),
+            ),
+            ("the database of mailboxes cannot be asked", Err(unavailable)),
+        ] {
+            let mut reply = Vec::new();
+            said(&found).0.encode(&mut reply);
+            let reply = String::from_utf8(reply).unwrap();
+            let (_, payload) = reply.trim_end_matches(',').split_once(':').unwrap();
+            lines += &format!("| {what} | `{}` |\n", payload.trim_end());
+        }
+        lines
+    }
+
+    #[test]
+    fn the_table_of_replies_stands_in_the_docs() {
+        let docs = include_str!("../../../docs/protocols/postfix.md");
+        assert!(docs.contains(&table()), "docs/protocols/postfix.md must hold:\n{}", table());
+    }
+}

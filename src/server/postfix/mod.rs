@@ -99,3 +99,6 @@ impl Seldom {
         is_due
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -182,3 +182,43 @@ impl Judgement {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table as docs/protocols/postfix.md prints it.
+    fn table() -> String {
+        let suspended = [
+            Reason::MailboxDisabled,
+            Reason::DomainInactive,
+            Reason::Inactive,
+            Reason::DeliveryOnly,
+            Reason::ProtocolNotAllowed,
+        ];
+        let suspended = suspended.map(|reason| {
+            (
+                format!("who is logged in may not send: {}", reason.as_str()),
+                Judgement::Suspended(reason),
+            )
+        });
+        let mut rows = Vec::from(suspended);
+        let login = "LOGIN".into();
+        rows.push(("the sender's address is not theirs".into(), Judgement::NotOwned { login }));
+        rows.push(("the database of mailboxes cannot be asked".into(), Judgement::Later));
+        rows.push(("nothing of this".into(), Judgement::Dunno));
+        let mut lines = String::from("| what is found | reply |\n|---|---|\n");
+        for (what, judgement) in rows {
+            let mut reply = Vec::new();
+            judgement.encode(&mut reply);
+            lines += &format!("| {what} | `{}` |\n", String::from_utf8(reply).unwrap().trim_end());
+        }
+        lines
+    }
+
+    #[test]
+    fn the_table_of_replies_stands_in_the_docs() {
+        let docs = include_str!("../../../docs/protocols/postfix.md");
+        assert!(docs.contains(&table()), "docs/protocols/postfix.md must hold:\n{}", table());
+    }
+}
