@@ -182,7 +182,20 @@ impl AuthClient {
         user: impl AsRef<[u8]>,
         password: impl AsRef<[u8]>,
     ) {
-        let response = plain(user.as_ref(), password.as_ref());
+        self.ask_plain(id, fields, "", user, password);
+    }
+
+    /// The same with an authorization id.
+    pub(crate) fn ask_plain(
+        &mut self,
+        id: u32,
+        fields: &str,
+        authzid: &str,
+        user: impl AsRef<[u8]>,
+        password: impl AsRef<[u8]>,
+    ) {
+        let parts = [authzid.as_bytes(), b"\0", user.as_ref(), b"\0", password.as_ref()];
+        let response = STANDARD.encode(parts.concat());
         self.line.send_raw(format!("AUTH\t{id}\tPLAIN\t{fields}\tresp={response}\n").as_bytes());
     }
 

@@ -70,6 +70,11 @@ impl Configuration {
         *body = others.chain([format!("{key} = {value}").as_str()]).collect::<Vec<_>>().join("\n");
     }
 
+    /// The file of the store.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.path("gatepost.db")
+    }
+
     /// The unix socket that speaks Dovecot's auth client protocol.
     pub(crate) fn auth_socket(&self) -> PathBuf {
         self.path("auth")
