@@ -18,6 +18,7 @@ mod peers;
 mod main_job;
 
 mod directory_changes;
+mod door_table;
 mod dovecot24;
 mod hostile;
 mod local_accounts;

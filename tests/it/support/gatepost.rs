@@ -219,6 +219,13 @@ impl Gatepost {
         self.running.as_ref().expect("gatepost runs").signal(Signal::HUP);
     }
 
+    /// Takes the store's file away, as a broken disk or mount would, or brings it back.
+    pub(crate) fn store_is_there(&self, there: bool) {
+        let (file, away) = (self.configuration.database(), self.configuration.path("away.db"));
+        let (from, to) = if there { (away, file) } else { (file, away) };
+        fs::rename(from, to).unwrap();
+    }
+
     /// SIGKILL.
     pub(crate) fn kill9(&mut self) {
         self.running.take().expect("gatepost runs").kill9();
