@@ -180,6 +180,10 @@ fn normal(answer: &str) -> String {
     {
         text = format!("{before} failure. […]{after}");
     }
+    // Its tools name their process: `doveadm(fry)<4711><>: Error: …`.
+    if let Some((_, error)) = text.split_once("<>: ") {
+        text = text.split('(').next().map_or(error.to_owned(), |tool| format!("{tool}: {error}"));
+    }
     let is_id = |word: &str| {
         word.len() >= 20
             && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=.".contains(&byte))
