@@ -2,7 +2,8 @@
 
 use crate::support::answers::{self, Answers, State};
 use crate::support::clients::{
-    AuthClient, Wire, imap_login, lmtp_deliver, pop3_login, sieve_login, smtp_login,
+    AuthClient, Wire, curl, imap_login, lmtp_deliver, pop3_login, sieve_connect, sieve_login,
+    smtp_login, swaks,
 };
 use crate::support::dovecot::{Dovecot, Home, Judge, Place};
 use crate::support::gatepost::{Configuration, Gatepost};
@@ -33,6 +34,10 @@ fn dovecot_answers(home: Home) -> Answers {
             ("submission", smtp_login(dovecot.submission, name, password)),
             ("lmtp (mail for them)", lmtp_deliver(dovecot.lmtp, name, "hello")),
             ("doveadm auth test", doveadm(&["auth", "test", "-x", "service=imap", name, password])),
+            ("curl imap://", curl(&format!("imap://127.0.0.1:{}", dovecot.imap), name, password)),
+            ("curl pop3://", curl(&format!("pop3://127.0.0.1:{}", dovecot.pop3), name, password)),
+            ("swaks", swaks(dovecot.submission, name, password)),
+            ("sieve-connect", sieve_connect(dovecot.sieve, name, password)),
             ("doveadm user", doveadm(&["user", name])),
         ]
         .map(|(client, answer)| (client.to_owned(), answer))
@@ -75,6 +80,8 @@ fn postfix_and_http_callers_hear_these_words() {
         }
         [
             ("Postfix, AUTH PLAIN", smtp_login(postfix.port, name, password)),
+            ("curl smtp://", curl(&format!("smtp://127.0.0.1:{}/x", postfix.port), name, password)),
+            ("swaks", swaks(postfix.port, name, password)),
             ("auth protocol, as Dovecot 2.3", auth(2, "service=imap")),
             ("auth protocol, as Postfix", auth(0, "service=smtp\tnologin")),
             ("POST /v1/login", format!("{} {body}", http.status)),
