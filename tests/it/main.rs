@@ -20,8 +20,10 @@ mod postfix_maps;
 mod main_job;
 
 mod directory_changes;
+mod door_table;
 mod dovecot24;
 mod hostile;
+mod local_accounts;
 mod outages;
 mod shim;
 mod storm;
