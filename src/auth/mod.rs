@@ -232,6 +232,13 @@ impl Authenticator {
         verdict
     }
 
+    /// Refuses what a door's protocol does not let through, without asking anybody. Writes the journal.
+    pub fn refuse(&self, attempt: &Attempt, reason: Reason) -> Verdict {
+        let verdict = Verdict::Reject(Refused::new(reason, Source::Rules));
+        self.record(attempt, &verdict, clock::now());
+        verdict
+    }
+
     async fn decide(
         self: &Arc<Self>,
         setup: &Arc<Setup>,

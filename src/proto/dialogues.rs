@@ -23,6 +23,7 @@
 
 mod dovecot;
 mod postfix;
+mod saslauthd;
 #[path = "../../tests/dialogues/script.rs"]
 mod script;
 
@@ -38,6 +39,7 @@ fn connect(socket: &str) -> Box<dyn Peer> {
     match socket {
         "login" | "client" => Box::new(dovecot::AuthPeer::new(socket)),
         "master" | "userdb" => Box::new(dovecot::MasterPeer::new(socket)),
+        "saslauthd" => Box::new(saslauthd::SaslauthdPeer),
         "socketmap" => Box::new(postfix::MapsPeer),
         "policy" => Box::new(postfix::PolicyPeer::default()),
         other => panic!("no such socket: {other}"),
@@ -243,11 +245,17 @@ fn every_protocol_has_its_dialogues() {
         assert_ne!(dialogue.only_session.as_deref(), Some(""), "{}: why?", dialogue.name);
         *counts.entry(dialogue.name.split('/').next().unwrap().to_owned()).or_insert(0) += 1;
     }
-    let too_few: Vec<_> =
-        [("dovecot-auth", 37), ("dovecot-master", 9), ("policy", 4), ("socketmap", 7)]
-            .into_iter()
-            .filter(|(folder, least)| counts.get(*folder).is_none_or(|count| count < least))
-            .collect();
+    let wanted = [
+        ("dovecot-auth", 37),
+        ("dovecot-master", 9),
+        ("policy", 4),
+        ("saslauthd", 13),
+        ("socketmap", 7),
+    ];
+    let too_few: Vec<_> = wanted
+        .into_iter()
+        .filter(|(folder, least)| counts.get(*folder).is_none_or(|count| count < least))
+        .collect();
     assert!(too_few.is_empty(), "dialogues are missing: {too_few:?} of {counts:?}");
 }
 

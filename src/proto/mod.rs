@@ -7,6 +7,7 @@ pub mod handover;
 pub mod json_login;
 pub mod postfix;
 pub mod sasl;
+pub mod saslauthd;
 
 #[cfg(test)]
 mod dialogues;

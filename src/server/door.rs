@@ -88,7 +88,8 @@ impl Door {
         verdict
     }
 
-    async fn delay(&self, verdict: &Verdict, due: Instant) {
+    /// Holds a refusal back until then.
+    pub(super) async fn delay(&self, verdict: &Verdict, due: Instant) {
         if matches!(verdict, Verdict::Reject(_)) && !self.failure_delay.is_zero() {
             tokio::time::sleep_until(due.into()).await;
         }

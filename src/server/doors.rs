@@ -15,6 +15,7 @@ use super::http::{self, HttpDoor};
 use super::listener::{self, Connection, Limits, Peer, Socket, Stream, accept_loop};
 use super::postfix::maps::{self, MapsDoor};
 use super::postfix::policy::{self, PolicyDoor};
+use super::saslauthd;
 use super::{Daemon, StartError};
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
@@ -33,6 +34,7 @@ enum Speaks {
     Maps(Arc<MapsDoor>),
     Policy(Arc<PolicyDoor>),
     HandOver(Peers, Arc<Listen>),
+    Saslauthd(Arc<Door>),
     /// The command line's requests.
     Control,
     /// Tokens of URLAUTH: not offered, and closed at once.
@@ -119,9 +121,8 @@ impl Daemon {
                 Speaks::Policy(Arc::new(PolicyDoor::new(self.door(name, listen))))
             }
             Protocol::Socketmap => Speaks::Maps(Arc::new(MapsDoor::new(self.door(name, listen)))),
-            Protocol::Checkpassword | Protocol::DovecotDict | Protocol::Saslauthd => {
-                Speaks::Nothing
-            }
+            Protocol::Saslauthd => Speaks::Saslauthd(Arc::new(self.door(name, listen))),
+            Protocol::Checkpassword | Protocol::DovecotDict => Speaks::Nothing,
             Protocol::Http => {
                 let daemon = Arc::clone(self);
                 let parts = http::Parts {
@@ -234,6 +235,9 @@ impl Daemon {
             Speaks::HandOver(peers, listen) => {
                 self.take_over(stream, peers, listen, shutdown).await;
                 Ok(())
+            }
+            Speaks::Saslauthd(door) => {
+                saslauthd::serve(stream, Arc::clone(door), peer, shutdown).await
             }
             Speaks::Control => {
                 let uid = peer.credentials.map(|peer| peer.uid);

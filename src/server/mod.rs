@@ -13,6 +13,7 @@ pub mod http;
 pub mod listener;
 mod operator;
 mod postfix;
+mod saslauthd;
 pub mod shown;
 mod userdb;
 mod words;
