@@ -19,6 +19,7 @@ mod postfix_maps;
 
 mod main_job;
 
+mod cyrus_exim;
 mod directory_changes;
 mod door_table;
 mod dovecot24;

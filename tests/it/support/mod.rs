@@ -4,6 +4,7 @@
 pub(crate) mod answers;
 pub(crate) mod clients;
 pub(crate) mod dovecot;
+pub(crate) mod exim;
 pub(crate) mod gatepost;
 pub(crate) mod postfix;
 pub(crate) mod site;

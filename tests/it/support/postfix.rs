@@ -111,6 +111,17 @@ impl Postfix {
         Self::run(place, &main, include_str!("../../../contrib/postfix/master.cf"))
     }
 
+    /// By way of Cyrus SASL, with the lines of contrib/cyrus/main.cf and what libsasl is to read.
+    pub(crate) fn with_cyrus(place: Place, smtpd_conf: &str) -> Self {
+        let sasl = place.directory.path().join("etc/sasl");
+        fs::create_dir(&sasl).unwrap();
+        fs::write(sasl.join("smtpd.conf"), smtpd_conf).unwrap();
+        let main = include_str!("../../../contrib/cyrus/main.cf");
+        let main = main.replace("/etc/postfix", place.inner().join("etc").to_str().unwrap());
+        let relay = "smtpd_relay_restrictions = permit_sasl_authenticated, reject\n";
+        Self::run(place, &(main + relay), "")
+    }
+
     fn run(place: Place, main: &str, master: &str) -> Self {
         let [port, submission, open_submission] = std::array::from_fn(|_| free_port());
         let postfix = Self { place, port, submission, open_submission };
