@@ -4,5 +4,6 @@
 
 pub mod dovecot;
 pub mod handover;
+pub mod haproxy;
 pub mod json_login;
 pub mod sasl;

@@ -13,6 +13,7 @@ use super::dovecot_master::{self, MasterDoor, Reader};
 use super::handover::{self, HandOver, HandedSocket, Peers};
 use super::http::{self, HttpDoor};
 use super::listener::{self, Connection, Limits, Peer, Socket, Stream, accept_loop};
+use super::proxied::Proxies;
 use super::{Daemon, StartError};
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
@@ -178,9 +179,12 @@ impl Daemon {
         speaks: Speaks,
         shutdown: CancellationToken,
     ) {
+        let proxies = Proxies::of(&door, listen, &self.metrics).map(Arc::new);
+        // Behind a proxy it is the client that must be allowed, and that is seen later.
+        let allow = if proxies.is_some() { Vec::new() } else { listen.allow.clone() };
         let limits = Limits {
-            max_connections: listen.max_connections,
-            allow: listen.allow.clone(),
+            places: listener::places(listen.max_connections),
+            allow,
             door: Arc::clone(&door),
             metrics: self.metrics.clone(),
         };
@@ -188,11 +192,20 @@ impl Daemon {
         let tracker = self.tracker.clone();
         self.tracker.spawn(async move {
             // Connections outlive their listener: Dovecot's login processes keep theirs over a reload.
-            let ending = daemon.shutdown.clone();
+            let ending = daemon.ending.clone();
             let serve = |connection: Connection| {
                 let (daemon, speaks) = (Arc::clone(&daemon), Arc::clone(&speaks));
                 let (door, ending) = (Arc::clone(&door), ending.clone());
+                let proxies = proxies.clone();
                 async move {
+                    let connection = match proxies {
+                        None => Some(connection),
+                        Some(proxies) => {
+                            let entered = ending.run_until_cancelled(proxies.let_in(connection));
+                            entered.await.flatten()
+                        }
+                    };
+                    let Some(connection) = connection else { return };
                     if let Err(error) = daemon.serve(connection, &speaks, ending).await {
                         tracing::debug!(%door, %error, "connection ended");
                     }

@@ -13,6 +13,7 @@ pub mod http;
 pub mod listener;
 mod operator;
 mod patience;
+mod proxied;
 pub mod shown;
 mod userdb;
 mod words;
@@ -44,6 +45,8 @@ use listener::{BindError, Socket};
 
 /// How long attempts under way may take to end after TERM.
 const DRAIN: Duration = Duration::from_secs(15);
+/// How long connections are still read after TERM, so that what was sent before it is seen, and answered.
+const LINGER: Duration = Duration::from_millis(100);
 /// How often the size of the memory is written to the metrics.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 
@@ -59,7 +62,10 @@ pub(crate) struct Daemon {
     claims: Claims,
     handed_over: HandedOver,
     connections: AtomicU64,
+    /// Nobody is let in any more.
     shutdown: CancellationToken,
+    /// Connections end, each when its answers under way went out.
+    ending: CancellationToken,
     tracker: TaskTracker,
 }
 
@@ -123,6 +129,8 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
     }
     tracing::info!("stopping");
     daemon.shutdown.cancel();
+    tokio::time::sleep(LINGER).await;
+    daemon.ending.cancel();
     daemon.tracker.close();
     if tokio::time::timeout(DRAIN, daemon.tracker.wait()).await.is_err() {
         tracing::warn!(tasks = daemon.tracker.len(), "stopped before all connections had ended");
@@ -190,6 +198,7 @@ impl Daemon {
             handed_over: HandedOver::default(),
             connections: AtomicU64::new(1),
             shutdown: CancellationToken::new(),
+            ending: CancellationToken::new(),
             tracker,
         };
         Ok((Arc::new(daemon), sockets))
