@@ -12,6 +12,7 @@
 mod support;
 
 mod configured;
+mod contrib;
 mod handover;
 mod peers;
 
@@ -21,5 +22,7 @@ mod directory_changes;
 mod dovecot24;
 mod hostile;
 mod outages;
+mod proxy;
+mod service;
 mod shim;
 mod storm;
