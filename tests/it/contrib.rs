@@ -1,4 +1,5 @@
-//! What is for pasting, read by the programs it is for: systemd's units and files, fail2ban's filter and jail.
+//! What is for pasting, read by the programs it is for: systemd's units and files, fail2ban's filter and jail, and
+//! contrib/quickstart, which runs Dovecot's and Postfix' files.
 //! (tests/tree knows which test exercises which file.)
 
 use std::fs;
@@ -112,6 +113,17 @@ fn users_and_directories_are_made_as_the_files_for_systemd_say() {
     };
     let uid = user.split(':').nth(2).unwrap();
     assert_eq!((mode, owner), (0o2750, format!("{uid}:108")));
+}
+
+#[test]
+fn the_quickstart_shows_what_it_says_with_the_files_for_pasting() {
+    let quickstart = contrib("quickstart");
+    let binaries = Path::new(env!("CARGO_BIN_EXE_gatepost")).parent().unwrap();
+    let mut command = program(quickstart.to_str().unwrap(), "bash");
+
+    let said = run(command.args(["--once", "--bin"]).arg(binaries));
+
+    assert!(said.contains(" ok, 0 failed, "), "{said}");
 }
 
 #[test]

@@ -19,8 +19,10 @@ mod peers;
 mod main_job;
 
 mod directory_changes;
+mod door_table;
 mod dovecot24;
 mod hostile;
+mod local_accounts;
 mod outages;
 mod proxy;
 mod service;

@@ -3,19 +3,19 @@
 use std::process::Command;
 
 /// What exercises which files below contrib; a name that ends in `/` stands for all below it.
-const EXERCISED: [(&str, &str); 19] = [
+const EXERCISED: [(&str, &str); 20] = [
     ("as-root.sh", "tests/run"),
-    ("dovecot-2.3/gatepost.conf", "tests/it/support/dovecot.rs"),
-    ("dovecot-2.4/gatepost.conf", "tests/it/support/dovecot.rs"),
+    ("dovecot-2.3/gatepost.conf", "contrib/quickstart"),
+    ("dovecot-2.4/gatepost.conf", "contrib/quickstart"),
     ("fail2ban/filter.d/gatepost.conf", "tests/it/contrib.rs"),
     ("fail2ban/jail.d/gatepost.conf", "tests/it/contrib.rs"),
     ("haproxy/haproxy.cfg", "tests/it/support/haproxy.rs"),
     ("packages", "contrib/prepare"),
     ("packages.sh", "contrib/prepare"),
-    ("postfix/main.cf", "tests/it/support/postfix.rs"),
-    ("postfix/master.cf", "tests/it/support/postfix.rs"),
+    ("postfix/main.cf", "contrib/quickstart"),
+    ("postfix/master.cf", "contrib/quickstart"),
     ("prepare", "tests/run"),
-    ("quickstart", "tests/it/main_job.rs"),
+    ("quickstart", "tests/it/contrib.rs"),
     ("quickstart.d/", "contrib/quickstart"),
     ("systemd/gatepost-maps.socket", "tests/it/contrib.rs"),
     ("systemd/gatepost-policy.socket", "tests/it/contrib.rs"),
@@ -23,12 +23,14 @@ const EXERCISED: [(&str, &str); 19] = [
     ("systemd/gatepost.service", "tests/it/contrib.rs"),
     ("systemd/gatepost.sysusers", "tests/it/contrib.rs"),
     ("systemd/gatepost.tmpfiles", "tests/it/contrib.rs"),
+    ("trixie", "tests/run"),
 ];
 
 #[test]
 fn every_file_for_pasting_is_exercised_by_something() {
     let found = super::files("contrib", "");
-    let is = |name: &str, path: &str| name == path || (name.ends_with('/') && path.starts_with(name));
+    let is =
+        |name: &str, path: &str| name == path || (name.ends_with('/') && path.starts_with(name));
     let mut faults = Vec::new();
     for path in found.iter().map(|path| path.strip_prefix("contrib/").unwrap()) {
         if !EXERCISED.iter().any(|(name, _)| is(name, path)) {
@@ -55,7 +57,9 @@ fn shellcheck_has_nothing_to_say_about_any_script() {
     let places = ["contrib", "tests", "benches", ".ci"];
     let all = places.iter().flat_map(|place| super::files(place, ""));
     let scripts: Vec<String> = all.filter(|path| is_script(path)).collect();
-    for known in ["contrib/prepare", "contrib/packages.sh", "tests/run", ".ci/run", "benches/load/run"] {
+    for known in
+        ["contrib/prepare", "contrib/packages.sh", "tests/run", ".ci/run", "benches/load/run"]
+    {
         assert!(scripts.iter().any(|script| script == known), "{known} is not among {scripts:?}");
     }
 

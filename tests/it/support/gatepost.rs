@@ -88,6 +88,11 @@ impl Configuration {
         &self.tables[table]
     }
 
+    /// The file of the store.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.path("gatepost.db")
+    }
+
     /// The unix socket that speaks Dovecot's auth client protocol.
     pub(crate) fn auth_socket(&self) -> PathBuf {
         self.path("auth")
@@ -269,6 +274,13 @@ impl Gatepost {
         let status = read_text(Path::new(&format!("/proc/{id}/status")));
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Takes the store's file away, as a broken disk or mount would, or brings it back.
+    pub(crate) fn store_is_there(&self, there: bool) {
+        let (file, away) = (self.configuration.database(), self.configuration.path("away.db"));
+        let (from, to) = if there { (away, file) } else { (file, away) };
+        fs::rename(from, to).unwrap();
     }
 
     /// SIGKILL.
