@@ -34,6 +34,7 @@ pub mod provision;
 pub mod store;
 
 // The way in.
+pub mod inherited;
 pub mod proto;
 pub mod server;
 pub mod shim;

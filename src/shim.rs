@@ -6,18 +6,12 @@
 //!
 //! What the master gives (Dovecot 2.3 and 2.4, found by experiment): sockets from descriptor 7 or 8 on, described
 //! by `SOCKET<i>_SETTINGS`; a pipe for our status at 5; a pipe that breaks when the master dies at 6; its log at 2.
-//!
-//! # Descriptors without unsafe
-//! An inherited descriptor is only a number, and safe Rust cannot own a number. So we send the numbers to ourselves through
-//! a socket pair and receive them as `OwnedFd` (`adopt`). `pidfd_getfd` on ourselves would do the same, but container
-//! run-times (Docker's default seccomp profile) refuse it without CAP_SYS_PTRACE; passing descriptors over a socket must
-//! work here anyway.
 
 use std::ffi::OsString;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,14 +19,14 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, sockopt,
 };
 
 use crate::clock;
+use crate::inherited::adopt;
 use crate::proto::handover::{
     Answer, Description, HandedKind, MAX_ANSWER_BYTES, MAX_SOCKETS, Message, Place,
 };
@@ -426,35 +420,6 @@ impl Outage {
     }
 }
 
-/// Owns duplicates of descriptors that are only known by number (see the head of this file).
-fn adopt(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let rights = [ControlMessage::ScmRights(numbers)];
-    sendmsg::<()>(ours.as_raw_fd(), &[IoSlice::new(b"!")], &rights, MsgFlags::empty(), None)?;
-
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS + 2))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    let buffers = &mut [IoSliceMut::new(&mut byte)];
-    rustix::net::recvmsg(&theirs, buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let mut adopted = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-            adopted.extend(descriptors);
-        }
-    }
-    if adopted.len() == numbers.len() {
-        Ok(adopted)
-    } else {
-        Err(io::ErrorKind::InvalidData.into())
-    }
-}
-
 fn system<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ShimError {
     move |source| ShimError::System { step, source: source.into() }
 }
@@ -575,18 +540,5 @@ mod tests {
         let pauses: Vec<u128> = (0..6).map(|_| outage.pause().as_millis()).collect();
 
         assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
-    }
-
-    #[test]
-    fn descriptors_are_adopted_by_number() {
-        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
-
-        let adopted = adopt(&[one.as_raw_fd()]).unwrap();
-
-        drop(one);
-        rustix::io::write(&adopted[0], b"x").unwrap();
-        let mut byte = [0];
-        assert_eq!(rustix::io::read(&other, &mut byte), Ok(1));
-        assert!(adopt(&[4000]).is_err());
     }
 }

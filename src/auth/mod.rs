@@ -377,6 +377,12 @@ impl Authenticator {
         self.metrics.memory("nobodies", size.nobodies.0, size.nobodies.1);
     }
 
+    /// Whether decisions reach the journal.
+    #[must_use]
+    pub fn journal_lives(&self) -> bool {
+        self.journal.lives()
+    }
+
     /// Whether anybody could be answered from memory.
     #[must_use]
     pub fn remembers_anybody(&self) -> bool {
@@ -428,6 +434,7 @@ impl Authenticator {
             mailbox,
             service: &attempt.service_name,
             client: attempt.client,
+            peer: attempt.peer,
             session: attempt.session.as_deref(),
             door: &attempt.door,
             outcome,

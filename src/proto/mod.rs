@@ -4,6 +4,7 @@
 
 pub mod dovecot;
 pub mod handover;
+pub mod haproxy;
 pub mod json_login;
 pub mod postfix;
 pub mod sasl;

@@ -18,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use super::claims::{Claim, Claims, Place};
 use super::door::Door;
 use super::listener::Peer;
+use super::patience::Patience;
 use super::words;
 use super::write_timeout::write_out;
-use crate::auth::{Accepted, Attempt, Credentials, Later, Reason, Refused, Service, Verdict};
+use crate::auth::{Accepted, Attempt, Later, Reason, Refused, Service, Verdict};
 use crate::clock;
 use crate::config::listen::TempFailure;
 use crate::proto::dovecot::auth::{
@@ -54,14 +55,12 @@ struct Driver<S> {
     stream: S,
     door: Arc<AuthDoor>,
     kind: SocketKind,
-    /// The peer may say where its client is (login.md D-2).
-    believed: bool,
-    /// The process at the other end of a unix socket.
-    peer: Option<Credentials>,
+    peer: Peer,
     session: Session,
     cookie: [u8; 16],
     place: Option<Place>,
     input: BytesMut,
+    patience: Patience,
     output: Vec<u8>,
     asking: JoinSet<Result<Verdict, JoinError>>,
     /// Which request each task answers.
@@ -104,17 +103,16 @@ where
     let session = Session::new(kind);
     let mut output = Vec::with_capacity(1024);
     session.greet(&door.greeting, cuid, &cookie, &mut output);
-    let believed = door.believes(&peer);
     let mut driver = Driver {
         stream,
         door,
         kind,
-        believed,
-        peer: peer.credentials,
+        peer,
         session,
         cookie,
         place: None,
         input: BytesMut::with_capacity(READ_BYTES),
+        patience: Patience::default(),
         output,
         asking: JoinSet::new(),
         asked: HashMap::new(),
@@ -143,6 +141,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                     self.read_requests().await?;
                 }
                 Some(done) = self.asking.join_next_with_id() => self.task_done(done),
+                () = self.patience.over(), if !self.closing => {
+                    self.door.metrics.protocol_error(&self.door.name);
+                    return Err(Patience::exhausted());
+                }
                 () = tokio::time::sleep_until(due.unwrap_or_else(clock::now).into()), if due.is_some() => {}
                 () = shutdown.cancelled(), if !self.closing => self.closing = true,
             }
@@ -167,6 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         if self.session.open_requests() > 0 {
             self.session.drop_stale(now, PROMPT_LIMIT);
         }
+        let unread = self.input.len();
         while self.has_room() && !self.closing {
             match self.session.next_event(&mut self.input, &mut self.output, now) {
                 Ok(None) => break,
@@ -189,6 +192,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, error));
                 }
             }
+        }
+        // Without room nothing is read, and the peer cannot finish what it began.
+        if self.input.len() < unread || !self.has_room() {
+            self.patience.rest();
+        }
+        if self.has_room() {
+            self.patience.wants_more(&self.input);
         }
         Ok(())
     }
@@ -222,8 +232,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             password: request.credentials.password,
             service: Service::parse(&request.service),
             service_name: request.service.into(),
-            client: request.client.filter(|_| self.believed).map(|client| client.to_canonical()),
-            peer: self.peer,
+            client: self
+                .door
+                .client(request.client, &self.peer)
+                .map(|client| client.to_canonical()),
+            peer: self.peer.credentials,
             session: request.session,
             door: Arc::clone(&self.door.name),
             arrived: now,

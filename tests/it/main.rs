@@ -12,6 +12,7 @@
 mod support;
 
 mod configured;
+mod contrib;
 mod handover;
 mod peers;
 mod postfix_mail;
@@ -26,5 +27,7 @@ mod dovecot24;
 mod hostile;
 mod local_accounts;
 mod outages;
+mod proxy;
+mod service;
 mod shim;
 mod storm;

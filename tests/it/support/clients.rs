@@ -2,7 +2,7 @@
 //! hangs up or says nothing gives what came until then, so that a test can name it.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustix::net::{AddressFamily, SocketType};
 
 use super::{printed, program};
 
@@ -196,6 +197,8 @@ pub(crate) fn http(port: u16, method: &str, path: &str, body: &[u8]) -> (u16, St
 pub(crate) enum Wire<'a> {
     Unix(&'a Path),
     Tcp(u16),
+    /// Over TCP from another address of the loopback net.
+    TcpFrom(Ipv4Addr, u16),
 }
 
 /// A client of Dovecot's auth protocol, as Postfix, Exim or a login process is one.
@@ -210,6 +213,7 @@ impl AuthClient {
         let mut line = match wire {
             Wire::Unix(path) => Line::over_unix(path),
             Wire::Tcp(port) => Line::connect(port),
+            Wire::TcpFrom(source, port) => Line::over_tcp(connect_from(source, port)),
         };
         let mut greeting = Vec::new();
         loop {
@@ -221,6 +225,19 @@ impl AuthClient {
         }
         line.send_raw(format!("VERSION\t1\t{minor}\nCPID\t{}\n", std::process::id()).as_bytes());
         Self { line, greeting }
+    }
+
+    /// Connects and says hello without waiting for the greeting, which is still to be read.
+    pub(crate) fn connect_blindly(path: &Path) -> Self {
+        let mut line = Line::over_unix(path);
+        line.send_raw(format!("VERSION\t1\t2\nCPID\t{}\n", std::process::id()).as_bytes());
+        Self { line, greeting: Vec::new() }
+    }
+
+    /// The first answer after the greeting.
+    pub(crate) fn answer_after_greeting(&mut self) -> String {
+        self.line.receive_until(|text| text == "DONE");
+        self.answer()
     }
 
     /// Asks without waiting. `fields` stands between the mechanism and the response, such as `service=smtp\tnologin`.
@@ -265,6 +282,14 @@ impl AuthClient {
     }
 }
 
+/// A connection from another address of the loopback net.
+pub(crate) fn connect_from(source: Ipv4Addr, port: u16) -> TcpStream {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrV4::new(source, 0)).unwrap();
+    rustix::net::connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).unwrap();
+    socket.into()
+}
+
 /// A connection of lines.
 struct Line {
     reader: BufReader<Box<dyn Read + Send>>,
@@ -273,7 +298,10 @@ struct Line {
 
 impl Line {
     fn connect(port: u16) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        Self::over_tcp(TcpStream::connect(("127.0.0.1", port)).unwrap())
+    }
+
+    fn over_tcp(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let writer = stream.try_clone().unwrap();
