@@ -32,6 +32,8 @@ pub enum Change {
     Create(Box<Mailbox>),
     /// Something cannot be written from now on.
     Hold(Report),
+    /// The tie to the entry, for a mailbox that an administrator gave to its directory.
+    Link(Link),
     /// Something that could not be written is no longer wanted, or can be.
     Release(Report),
     /// An address that the directory no longer lists.
@@ -98,6 +100,11 @@ pub enum Refusal {
     NoAddress,
     /// No rule matches and there is no default.
     NoTemplate,
+    /// The mailbox's password is checked elsewhere: by another directory, or here.
+    ProviderMismatch {
+        /// Who checks it.
+        provider: Provider,
+    },
     /// The template's quota is more than the domain allows.
     QuotaExceeded,
     /// No rule matches any more, and `on_unmatched = "refuse"`.
@@ -119,7 +126,8 @@ pub fn plan(
         None => create(rules, person, protocol),
         Some(stored) => {
             check_link(rules, person, stored)?;
-            Ok(update(rules, stored, desired(rules, person, Some(stored))?))
+            let wish = desired(rules, person, Some(stored))?;
+            Ok(update(rules, stored, link(person), wish))
         }
     }
 }
@@ -131,8 +139,15 @@ pub(super) fn link(person: &Person) -> Link {
 
 fn check_link(rules: &Rules, person: &Person, stored: &Mailbox) -> Result<(), Refusal> {
     let found = link(person);
+    let is_provider =
+        matches!(&stored.provider, Provider::Directory(name) if **name == *person.profile);
     match &stored.link {
-        Some(link) if *link == found => Ok(()),
+        Some(link) if *link == found && is_provider => Ok(()),
+        // An administrator gave it to this directory: whoever has its address there is its person.
+        None if is_provider && desired(rules, person, None)?.address == stored.address => Ok(()),
+        Some(link) if *link == found => {
+            Err(Refusal::ProviderMismatch { provider: stored.provider.clone() })
+        }
         Some(link) if desired(rules, person, None)?.address == stored.address => {
             Err(Refusal::IdChanged { stored: link.clone(), found })
         }
@@ -177,10 +192,14 @@ fn create(rules: &Rules, person: &Person, protocol: Option<&str>) -> Result<Plan
     })
 }
 
-fn update(rules: &Rules, stored: &Mailbox, wish: Desired) -> Plan {
+fn update(rules: &Rules, stored: &Mailbox, found: Link, wish: Desired) -> Plan {
     let mut changes = Vec::new();
     let mut mailbox = stored.clone();
     let mut held = wish.misfits;
+    if stored.link.is_none() {
+        mailbox.link = Some(found.clone());
+        changes.push(Change::Link(found));
+    }
     if wish.address != stored.address {
         let to = wish.address;
         mailbox.aliases.remove(&to);
