@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::desired::from_template;
 pub use super::desired::{Desired, desired};
 use super::template::Rules;
 use crate::config::template::{Active, DisabledDelivery};
@@ -165,6 +166,24 @@ fn create(rules: &Rules, person: &Person, protocol: Option<&str>) -> Result<Plan
         return Err(Refusal::CreationOff);
     }
     let wish = desired(rules, person, None)?;
+    let provider = Provider::Directory((&*person.profile).into());
+    new_mailbox(rules, wish, Some(link(person)), provider)
+}
+
+/// Plans a mailbox whose password is checked here, from a template alone.
+///
+/// # Errors
+/// Why there can be none.
+pub fn plan_local(rules: &Rules, address: &Address, template: &str) -> Result<Plan, Refusal> {
+    new_mailbox(rules, from_template(rules, address, template)?, None, Provider::Local)
+}
+
+fn new_mailbox(
+    rules: &Rules,
+    wish: Desired,
+    link: Option<Link>,
+    provider: Provider,
+) -> Result<Plan, Refusal> {
     match rules.domain(wish.address.domain()) {
         None => return Err(Refusal::DomainUnknown(wish.address.domain().to_string())),
         Some(domain) if !domain.active => return Err(Refusal::DomainInactive),
@@ -179,8 +198,8 @@ fn create(rules: &Rules, person: &Person, protocol: Option<&str>) -> Result<Plan
         pinned: BTreeSet::new(),
         aliases: wish.aliases.into_iter().map(|alias| (alias, Origin::Directory)).collect(),
         tags: wish.tags.into_iter().map(|tag| (tag, Origin::Directory)).collect(),
-        link: Some(link(person)),
-        provider: Provider::Directory((&*person.profile).into()),
+        link,
+        provider,
         place: wish.place,
         held: wish.misfits.clone(),
     };

@@ -17,7 +17,7 @@ mod userdb;
 mod words;
 mod write_timeout;
 
-pub use operator::change_mailbox;
+pub use operator::{MailboxError, change_mailbox, create_mailbox};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -19,8 +19,10 @@ mod main_job;
 
 mod dialogues;
 mod directory_changes;
+mod door_table;
 mod dovecot24;
 mod hostile;
+mod local_accounts;
 mod outages;
 mod shim;
 mod storm;
