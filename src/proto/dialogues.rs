@@ -76,8 +76,9 @@ struct Heard {
     is_closed: bool,
 }
 
-/// The people of the scripted core: joe's password is "secret"; ann is disabled, old has expired, down is where the
-/// directory and the store do not answer, slow gets in at the end. Everything lives in example.org.
+/// The people of the scripted core, and of the directory behind the daemon. joe's password is "secret"; ann's mailbox
+/// is disabled; old must choose a new password; example.net's directory does not answer, and mail for down@example.net
+/// is put off; slow gets in at the end. Who says no domain is in example.org.
 struct People;
 
 /// What the core says to a login.
@@ -100,7 +101,7 @@ enum Place {
 }
 
 impl People {
-    const MAILBOXES: [&str; 2] = ["joe@example.org", "ann@example.org"];
+    const MAILBOXES: [&str; 3] = ["ann@example.org", "down@example.net", "joe@example.org"];
 
     fn login(name: &[u8], password: &[u8]) -> Word {
         match (name, password) {
@@ -108,7 +109,7 @@ impl People {
             (b"slow", _) => Word::Slow,
             (b"ann", b"secret") => Word::Disabled,
             (b"old", b"secret") => Word::Expired,
-            (b"down", _) => Word::Later,
+            (b"down@example.net", _) => Word::Later,
             _ => Word::Wrong,
         }
     }
@@ -116,7 +117,7 @@ impl People {
     fn look_up(name: &[u8]) -> Place {
         match name {
             b"joe" | b"joe@example.org" => Place::Home,
-            b"down" => Place::Later,
+            b"down@example.net" => Place::Later,
             _ => Place::Nobody,
         }
     }
@@ -246,8 +247,8 @@ fn every_protocol_has_its_dialogues() {
         *counts.entry(dialogue.name.split('/').next().unwrap().to_owned()).or_insert(0) += 1;
     }
     let wanted = [
-        ("dovecot-auth", 37),
-        ("dovecot-master", 9),
+        ("dovecot-auth", 39),
+        ("dovecot-master", 11),
         ("policy", 4),
         ("saslauthd", 13),
         ("socketmap", 7),

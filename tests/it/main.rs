@@ -21,6 +21,7 @@ mod postfix_maps;
 mod main_job;
 
 mod cyrus_exim;
+mod dialogues;
 mod directory_changes;
 mod door_table;
 mod dovecot24;
