@@ -20,6 +20,7 @@ mod main_job;
 mod directory_changes;
 mod dovecot24;
 mod hostile;
+mod http_doors;
 mod outages;
 mod shim;
 mod storm;

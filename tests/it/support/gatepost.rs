@@ -79,7 +79,8 @@ impl Configuration {
         Gatepost::start(self)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A path in the directory of its own.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -87,7 +88,8 @@ impl Configuration {
         self.path("gatepost.toml")
     }
 
-    fn write(&self) {
+    /// Writes the file.
+    pub(crate) fn write(&self) {
         let mut text = String::new();
         for (table, body) in &self.tables {
             write!(text, "[{table}]\n{body}\n\n").unwrap();

@@ -4,6 +4,7 @@
 pub(crate) mod clients;
 pub(crate) mod dovecot;
 pub(crate) mod gatepost;
+pub(crate) mod nginx;
 pub(crate) mod postfix;
 pub(crate) mod site;
 pub(crate) mod slapd;

@@ -3,7 +3,7 @@
 use super::dovecot::{Dovecot, Home, Judge, Place};
 use super::gatepost::{Configuration, Gatepost};
 use super::postfix::Postfix;
-use super::slapd::Slapd;
+use super::slapd::{Slapd, Wish};
 
 /// One of each on this machine.
 pub(crate) struct Site {
@@ -16,7 +16,11 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn start() -> Self {
-        let slapd = Slapd::start();
+        Self::with(Wish::default())
+    }
+
+    pub(crate) fn with(wish: Wish) -> Self {
+        let slapd = Slapd::with(wish);
         let place = Place::new(Home::Host);
         let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
         let postfix =

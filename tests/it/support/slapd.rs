@@ -174,6 +174,15 @@ impl Slapd {
         ));
     }
 
+    /// Whoever is to change their password may do nothing else; for a directory with `ppolicy`.
+    pub(crate) fn must_change(&self, uid: &str) {
+        self.modify(&format!(
+            "dn: cn=default,ou=services,{BASE}\nchangetype: modify\nreplace: pwdMustChange\npwdMustChange: TRUE\n\n\
+             dn: {}\nchangetype: modify\nreplace: pwdReset\npwdReset: TRUE\n",
+            dn_of(uid)
+        ));
+    }
+
     /// Moves somebody to another organisational unit: same entry, other DN.
     pub(crate) fn move_to(&self, uid: &str, parent: &str) {
         let dn = dn_of(uid);
@@ -328,7 +337,7 @@ fn groups() -> String {
 }
 
 /// `ca.pem`, `server.pem` and its key, signed by that; `other-ca.pem`, which signed nothing.
-fn make_certificates(path: &Path) {
+pub(crate) fn make_certificates(path: &Path) {
     authority(path, "ca");
     authority(path, "other-ca");
     let mut request = openssl(path);
