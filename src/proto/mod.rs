@@ -11,3 +11,6 @@ pub mod mailcow;
 pub mod nauthilus;
 pub mod nginx;
 pub mod sasl;
+
+#[cfg(test)]
+mod dialogues;

@@ -18,9 +18,11 @@ mod peers;
 mod main_job;
 
 mod directory_changes;
+mod door_table;
 mod dovecot24;
 mod hostile;
 mod http_doors;
+mod local_accounts;
 mod outages;
 mod shim;
 mod storm;
