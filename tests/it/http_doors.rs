@@ -6,192 +6,194 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::answers::{self, State};
 use crate::support::clients::{
-    exchange, http, imap_login, imap_plain, pop3_login, pop3_plain, smtp_auth_login, smtp_login,
-    smtp_recipient,
+    curl as knock_with_curl, exchange, http, imap_login, imap_plain, pop3_login, pop3_plain,
+    smtp_auth_login, smtp_login, smtp_recipient, swaks,
 };
+use crate::support::dovecot::{Dovecot, Home, Judge, Place};
 use crate::support::gatepost::{Configuration, Gatepost};
 use crate::support::nginx::{MailPorts, Nginx};
-use crate::support::site::Site;
-use crate::support::slapd::{Slapd, Wish, mail_of, make_certificates, password_of};
+use crate::support::postfix::Postfix;
+use crate::support::slapd::{Slapd, mail_of, make_certificates, password_of};
 use crate::support::{free_port, printed, program, scratch, wait_until};
 
-/// A site whose mail servers stand behind nginx.
+/// Mail servers behind nginx; all of them ask Gatepost.
 struct Proxied {
+    // In the order in which they are to be stopped.
     nginx: Nginx,
     ports: MailPorts,
-    site: Site,
+    postfix: Postfix,
+    dovecot: Dovecot,
+    gatepost: Gatepost,
+    slapd: Slapd,
 }
 
 impl Proxied {
-    fn start() -> Self {
-        let mut site = Site::with(Wish { ppolicy: true, recruits: 4, ..Wish::default() });
+    fn start(slapd: Slapd) -> Self {
+        let place = Place::new(Home::Host);
+        let mut configuration = Configuration::new(&slapd).for_dovecot(&place);
+        answers::configure(&mut configuration);
+        let mut gatepost = configuration.start();
+        let socket = gatepost.configuration.auth_socket();
+        let postfix = Postfix::start(&format!("unix:{}", socket.display()));
+        let dovecot = Dovecot::start(place, Judge::Gatepost);
         let door = free_port();
         // Only now the ports behind are known.
-        site.gatepost.stop();
+        gatepost.stop();
         let upstream = format!(
             "{{ imap = \"127.0.0.1:{}\", pop3 = \"127.0.0.1:{}\", smtp = \"127.0.0.1:{}\" }}",
-            site.dovecot.imap, site.dovecot.pop3, site.postfix.port
+            dovecot.imap, dovecot.pop3, postfix.port
         );
-        let configuration = &mut site.gatepost.configuration;
-        configuration.set(
+        gatepost.configuration.set(
             "listen.nginx",
             &format!(
                 "protocol = \"http\"\naddress = \"127.0.0.1:{door}\"\nserve = [\"nginx\"]\nupstream = {upstream}"
             ),
         );
-        configuration.add("template.office", "protocols = [\"sieve\"]");
-        site.gatepost.start_again();
+        gatepost.start_again();
         // The shim hands Dovecot's sockets over once more.
         wait_until("Dovecot has its judge back", Duration::from_secs(20), || {
-            imap_login(site.dovecot.imap, &mail_of("fry"), &password_of("fry")).starts_with("a OK")
+            imap_login(dovecot.imap, &mail_of("fry"), &password_of("fry")).starts_with("a OK")
         });
         let (nginx, ports) = Nginx::mail(door);
-        Self { nginx, ports, site }
+        Self { nginx, ports, postfix, dovecot, gatepost, slapd }
     }
+}
 
-    /// IMAP, POP3 and SMTP at the same time; what each said.
-    fn knock(&self, name: &str, password: &str) -> [String; 3] {
-        let ports = self.ports;
-        std::thread::scope(|scope| {
+#[test]
+fn clients_of_nginx_mail_proxy_hear_these_words() {
+    let mut proxied = Proxied::start(answers::directory());
+    let MailPorts { imap, pop3, submission, .. } = proxied.ports;
+
+    let answers =
+        answers::go_through(&mut proxied.slapd, &proxied.gatepost, |_, name, password| {
             [
-                scope.spawn(move || imap_login(ports.imap, name, password)),
-                scope.spawn(move || pop3_login(ports.pop3, name, password)),
-                scope.spawn(move || smtp_login(ports.submission, name, password)),
+                ("imap", imap_login(imap, name, password)),
+                ("pop3", pop3_login(pop3, name, password)),
+                ("smtp, AUTH PLAIN", smtp_login(submission, name, password)),
+                ("smtp, AUTH LOGIN", smtp_auth_login(submission, name, password)),
+                (
+                    "curl imap://",
+                    knock_with_curl(&format!("imap://127.0.0.1:{imap}"), name, password),
+                ),
+                (
+                    "curl pop3://",
+                    knock_with_curl(&format!("pop3://127.0.0.1:{pop3}"), name, password),
+                ),
+                ("swaks", swaks(submission, name, password)),
             ]
-            .map(|knock| knock.join().unwrap())
-        })
+            .map(|(client, answer)| (client.to_owned(), answer))
+            .into()
+        });
+
+    for (client, accepted, later) in [
+        ("imap", "a OK", "a NO [UNAVAILABLE] Temporary authentication failure."),
+        ("pop3", "+OK", "-ERR [SYS/TEMP] Temporary authentication failure."),
+        ("smtp, AUTH PLAIN", "235", "454 4.7.0 Temporary authentication failure."),
+    ] {
+        let right = answers.of(client, State::Right);
+        assert!(right.starts_with(accepted), "{client}: {right}: {}", proxied.nginx.log());
+        assert_eq!(answers.of(client, State::DirectoryDown), later);
+        assert_eq!(answers.of(client, State::StoreDown), later);
     }
-
-    fn hears(&self, uid: &str, expected: [&str; 3]) {
-        let heard = self.knock(&mail_of(uid), &password_of(uid));
-        assert_eq!(heard, expected, "{uid}: {}", self.nginx.log());
-    }
-}
-
-const REFUSED: [&str; 3] = [
-    "a NO [AUTHENTICATIONFAILED] Authentication failed.",
-    "-ERR [AUTH] Authentication failed.",
-    "535 5.7.8 Authentication failed.",
-];
-
-const LATER: [&str; 3] = [
-    "a NO [UNAVAILABLE] Temporary authentication failure.",
-    "-ERR [SYS/TEMP] Temporary authentication failure.",
-    "454 4.7.0 Temporary authentication failure.",
-];
-
-#[test]
-fn through_nginx_each_protocol_hears_what_became_of_the_login() {
-    let mut proxied = Proxied::start();
-
-    let [imap, pop3, smtp] = proxied.knock(&mail_of("fry"), &password_of("fry"));
-    let log = proxied.nginx.log() + &proxied.site.gatepost.log();
-    assert!(imap.starts_with("a OK"), "{imap}: {log}");
-    assert!(pop3.starts_with("+OK"), "{pop3}: {log}");
-    assert!(smtp.starts_with("235"), "{smtp}: {log}");
-    assert_eq!(proxied.knock(&mail_of("fry"), "wrong"), REFUSED);
-    proxied.hears("nobody", REFUSED);
-
-    assert_eq!(proxied.site.gatepost.login(&mail_of("leela"), &password_of("leela")).status, 200);
-    let output = proxied.site.gatepost.run(&["mailbox", "disable", &mail_of("leela")], "");
-    assert!(output.status.success(), "{}", printed(&output));
-    let disabled = [
-        "a NO [ALERT] This mailbox is disabled",
-        "-ERR [AUTH] This mailbox is disabled",
-        "535 5.7.8 This mailbox is disabled",
-    ];
-    proxied.hears("leela", disabled);
-    let not_allowed = [
-        "a NO [ALERT] This account may not use this protocol",
-        "-ERR [AUTH] This account may not use this protocol",
-        "535 5.7.8 This account may not use this protocol",
-    ];
-    proxied.hears("hermes", not_allowed);
-    proxied.site.slapd.must_change("bender");
-    let must_change = [
-        "a NO [EXPIRED] Password expired.",
-        "-ERR [AUTH] Password expired.",
-        "535 5.7.8 Password expired.",
-    ];
-    proxied.hears("bender", must_change);
-
-    let (database, away) = (
-        proxied.site.gatepost.configuration.path("gatepost.db"),
-        proxied.site.gatepost.configuration.path("away.db"),
-    );
-    fs::rename(&database, &away).unwrap();
-    proxied.hears("zoidberg", LATER);
-    fs::rename(&away, &database).unwrap();
-    proxied.site.slapd.stop();
-    proxied.hears("recruit01", LATER);
+    answers.check("nginx mail proxy");
 }
 
 #[test]
-fn curl_and_swaks_get_in_through_nginx_and_are_refused() {
-    let proxied = Proxied::start();
-    let (ports, name) = (proxied.ports, mail_of("fry"));
-    let curl = |arguments: &[&str], password: &str| {
-        let mut command = program("curl", "curl");
-        let user = format!("{name}:{password}");
-        command
-            .args(["-sS", "-m", "30", "-u", &user])
-            .args(arguments)
-            .output()
-            .unwrap()
-            .status
-            .code()
-    };
-    let (imap, pop3) =
-        (format!("imap://127.0.0.1:{}", ports.imap), format!("pop3://127.0.0.1:{}", ports.pop3));
-    let smtp = format!("smtp://127.0.0.1:{}", ports.submission);
-    let swaks = |password: &str| {
-        let server = format!("127.0.0.1:{}", ports.submission);
-        let mut command = program("swaks", "swaks");
-        command.args(["--server", &server, "--auth", "PLAIN", "--auth-user", &name]);
-        command.args(["--auth-password", password, "--quit-after", "AUTH"]);
-        let output = command.output().unwrap();
-        (output.status.code(), printed(&output))
-    };
+fn callers_in_the_shapes_of_others_hear_these_words() {
+    let mut slapd = answers::directory();
+    let mut configuration = serving(&slapd, "\"nauthilus\", \"forward-auth\"");
+    answers::configure(&mut configuration);
+    let mailcow = mailcow(&mut configuration, "auto");
+    let gatepost = configuration.start();
+    let url = |path: &str| format!("http://127.0.0.1:{}{path}", gatepost.configuration.web);
 
-    for (password, code) in [(password_of("fry").as_str(), Some(0)), ("wrong", Some(67))] {
-        assert_eq!(curl(&["--url", &imap, "-X", "NOOP"], password), code, "imap");
-        assert_eq!(curl(&["--url", &pop3, "-I"], password), code, "pop3");
-        let arguments = ["--login-options", "AUTH=PLAIN", "--url", &smtp, "-X", "NOOP"];
-        assert_eq!(curl(&arguments, password), code, "smtp");
-    }
-    let (code, said) = swaks(&password_of("fry"));
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = swaks("wrong");
-    assert_eq!(code, Some(28), "{said}");
-    assert!(said.contains("535 5.7.8 Authentication failed."), "{said}");
+    let answers = answers::go_through(&mut slapd, &gatepost, |state, name, password| {
+        let body = json!({ "username": name, "password": password, "protocol": "imap", "service": "imap" });
+        let body = body.to_string();
+        let by_json = curl(&["-d", &body, &url("/api/v1/auth/json")]);
+        let text = curl(&["-H", "Accept: text/plain", "-d", &body, &url("/v1/login")]);
+        let (user, pass) = (format!("Auth-User: {name}"), format!("Auth-Pass: {password}"));
+        let by_header = curl(&[
+            "-H",
+            &user,
+            "-H",
+            &pass,
+            "-H",
+            "Auth-Protocol: imap",
+            &url("/api/v1/auth/header"),
+        ]);
+        let forward =
+            curl(&["-u", &format!("{name}:{password}"), &url("/forward-auth?service=imap")]);
+        let nauthilus = |(head, body): &(String, String), fields: &[&str]| {
+            // The attributes of a yes name the home, which is new in each run.
+            let body = if state == State::Right { "…" } else { body };
+            [status(head), &shown(head, fields), body].join(" ").replace("  ", " ")
+        };
+        let mailcow = ask_as_mailcow(mailcow, name, password.as_bytes(), "imap");
+        [
+            (
+                "mailcow's script",
+                mailcow.map_or(String::new(), |(status, body)| format!("{status} {body}")),
+            ),
+            ("Nauthilus, JSON", nauthilus(&by_json, &["auth-status", "auth-user"])),
+            ("Nauthilus, header", nauthilus(&by_header, &["auth-status", "auth-user"])),
+            (
+                "forward authentication",
+                format!(
+                    "{} {}",
+                    status(&forward.0),
+                    shown(&forward.0, &["remote-user", "www-authenticate"])
+                ),
+            ),
+            ("POST /v1/login as text", nauthilus(&text, &[])),
+        ]
+        .map(|(client, answer)| (client.to_owned(), answer))
+        .into()
+    });
+
+    assert_eq!(answers.of("mailcow's script", State::StoreDown), "");
+    answers.check("HTTP, in the shapes of others");
+}
+
+fn status(head: &str) -> &str {
+    head.split(' ').nth(1).unwrap_or_default()
+}
+
+/// These fields of an answer, where they are there.
+fn shown(head: &str, fields: &[&str]) -> String {
+    let found = head.lines().filter(|line| {
+        line.split_once(':').is_some_and(|(name, _)| fields.contains(&name.to_lowercase().as_str()))
+    });
+    found.collect::<Vec<_>>().join(", ")
 }
 
 #[test]
 fn passwords_come_through_nginx_byte_by_byte() {
-    let proxied = Proxied::start();
+    let proxied = Proxied::start(Slapd::start());
     let password = [password_of("fry").as_bytes(), b" %41+\xc3\xbc\xff\t\"\\"].concat();
-    proxied.site.slapd.set_raw_password("fry", &password);
+    proxied.slapd.set_raw_password("fry", &password);
     let name = mail_of("fry");
 
     let imap = imap_plain(proxied.ports.imap, name.as_bytes(), &password);
     let pop3 = pop3_plain(proxied.ports.pop3, name.as_bytes(), &password);
     let smtp = smtp_login(proxied.ports.submission, &name, &password);
 
-    let log = proxied.nginx.log() + &proxied.site.gatepost.log();
+    let log = proxied.nginx.log() + &proxied.gatepost.log();
     assert!(imap.starts_with("a OK"), "{imap}: {log}");
     assert!(pop3.starts_with("+OK"), "{pop3}: {log}");
     assert!(smtp.starts_with("235"), "{smtp}: {log}");
-    proxied.site.slapd.set_password("fry", &password_of("fry"));
+    proxied.slapd.set_password("fry", &password_of("fry"));
     let login = smtp_auth_login(proxied.ports.submission, &name, &password_of("fry"));
     assert!(login.starts_with("235"), "{login}");
 }
 
 #[test]
 fn without_auth_nginx_asks_for_each_recipient() {
-    let proxied = Proxied::start();
+    let proxied = Proxied::start(Slapd::start());
     let port = proxied.ports.smtp;
-    let gatepost = &proxied.site.gatepost;
+    let gatepost = &proxied.gatepost;
 
     // Passed on: now it is the mail server behind that speaks, and it relays for nobody who did not log in.
     let known = smtp_recipient(port, "Fry+list@planetexpress.com");
@@ -199,11 +201,9 @@ fn without_auth_nginx_asks_for_each_recipient() {
     assert_eq!(smtp_recipient(port, "nobody@planetexpress.com"), "550 5.1.1 No such mailbox here");
     assert_eq!(smtp_recipient(port, "fry@elsewhere.example"), "550 5.1.1 No such mailbox here");
 
-    let database = gatepost.configuration.path("gatepost.db");
-    let away = gatepost.configuration.path("away.db");
-    fs::rename(&database, &away).unwrap();
+    gatepost.store_is_there(false);
     let later = smtp_recipient(port, "leela@planetexpress.com");
-    fs::rename(&away, &database).unwrap();
+    gatepost.store_is_there(true);
     assert_eq!(later, "451 4.3.0 Temporary lookup failure");
 }
 
@@ -537,7 +537,8 @@ fn callers_of_nauthilus_hear_what_they_know() {
         ])
     };
     let header_of = |uid: &str, password: &str| {
-        let (user, pass) = (format!("Auth-User: {}", mail_of(uid)), format!("Auth-Pass: {password}"));
+        let (user, pass) =
+            (format!("Auth-User: {}", mail_of(uid)), format!("Auth-Pass: {password}"));
         curl(&["-H", &user, "-H", &pass, "-H", "Auth-Protocol: imap", &url("header")])
     };
 
@@ -615,13 +616,11 @@ fn look_ups_say_who_lives_where_and_never_deny_anybody_in_an_outage() {
     assert_eq!(names.len(), 2, "{text}");
     assert_eq!(names[0], "fry@planetexpress.com");
 
-    let database = gatepost.configuration.path("gatepost.db");
-    let away = gatepost.configuration.path("away.db");
-    fs::rename(&database, &away).unwrap();
+    gatepost.store_is_there(false);
     for path in ["mailbox/leela@planetexpress.com", "userdb/leela@planetexpress.com", "users"] {
         assert_eq!(get(path).0, 503, "{path}");
     }
-    fs::rename(&away, &database).unwrap();
+    gatepost.store_is_there(true);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::dovecot::{Dovecot, Home, Judge, Place};
 use super::gatepost::{Configuration, Gatepost};
 use super::postfix::Postfix;
-use super::slapd::{Slapd, Wish};
+use super::slapd::Slapd;
 
 /// One of each on this machine.
 pub(crate) struct Site {
@@ -16,11 +16,7 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn start() -> Self {
-        Self::with(Wish::default())
-    }
-
-    pub(crate) fn with(wish: Wish) -> Self {
-        let slapd = Slapd::with(wish);
+        let slapd = Slapd::start();
         let place = Place::new(Home::Host);
         let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
         let postfix =
