@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::claims::Claims;
 use super::door::Door;
+use super::patience::Patience;
 use super::userdb::{self, Found, Users};
 use super::write_timeout::write_out;
 use crate::clock;
@@ -76,14 +77,23 @@ where
     session.greet(driver.door.server_pid, &mut driver.output);
     driver.flush().await?;
     let mut input = BytesMut::new();
+    let mut patience = Patience::default();
     loop {
         match session.next_command(&mut input) {
-            Ok(Some(command)) => driver.command(command).await?,
+            Ok(Some(command)) => {
+                patience.rest();
+                driver.command(command).await?;
+            }
             Ok(None) => {
                 driver.flush().await?;
+                patience.wants_more(&input);
                 input.reserve(4096);
                 let read = tokio::select! {
                     read = driver.stream.read_buf(&mut input) => read?,
+                    () = patience.over() => {
+                        driver.door.metrics.protocol_error(&driver.door.name);
+                        return Err(Patience::exhausted());
+                    }
                     () = shutdown.cancelled() => 0,
                 };
                 if read == 0 {

@@ -12,6 +12,7 @@ pub mod handover;
 pub mod http;
 pub mod listener;
 mod operator;
+mod patience;
 pub mod shown;
 mod userdb;
 mod words;
