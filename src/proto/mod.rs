@@ -7,3 +7,6 @@ pub mod dovecot;
 pub mod handover;
 pub mod json_login;
 pub mod sasl;
+
+#[cfg(test)]
+mod dialogues;

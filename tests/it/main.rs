@@ -17,6 +17,7 @@ mod peers;
 
 mod main_job;
 
+mod dialogues;
 mod directory_changes;
 mod dovecot24;
 mod hostile;

@@ -23,6 +23,3 @@ pub mod line;
 pub mod master;
 mod reply;
 mod request;
-
-#[cfg(test)]
-mod dialogues;
