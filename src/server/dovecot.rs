@@ -54,7 +54,6 @@ impl Deref for AuthDoor {
 struct Driver<S> {
     stream: S,
     door: Arc<AuthDoor>,
-    kind: SocketKind,
     /// The peer may say where its client is (login.md D-2).
     believed: bool,
     /// The process at the other end of a unix socket.
@@ -110,7 +109,6 @@ where
     let mut driver = Driver {
         stream,
         door,
-        kind,
         believed,
         peer: peer.credentials,
         session,
@@ -179,7 +177,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             match self.session.next_event(&mut self.input, &mut self.output, now) {
                 Ok(None) => break,
                 Ok(Some(Event::Hello { client_pid })) => {
-                    if self.kind == SocketKind::Login {
+                    // Dovecot's login processes may be led to a door of ours as well; without a process id nothing
+                    // could be claimed.
+                    if client_pid != 0 {
                         self.place = Some(self.door.claims.open(self.cookie, client_pid));
                     }
                 }
