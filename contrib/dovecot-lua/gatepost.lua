@@ -137,7 +137,9 @@ local function find(request)
   if status == 200 and fields.user then
     return fields
   end
-  return nil, status == 404, failure(status)
+  -- A door that serves no look-ups also says 404, but not this.
+  local unknown = status == 404 and body:find('"value":null', 1, true) ~= nil
+  return nil, unknown, failure(status)
 end
 
 -- Without a password: doveadm auth lookup, proxies. There is none to give away, so mechanisms that need one fail.

@@ -5,7 +5,12 @@
 pub mod checkpassword;
 pub mod dovecot;
 pub mod handover;
+pub mod http;
+pub mod json;
 pub mod json_login;
+pub mod mailcow;
+pub mod nauthilus;
+pub mod nginx;
 pub mod sasl;
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::dovecot_master::{self, MasterDoor, Reader};
 use super::handover::{self, HandOver, HandedSocket, Peers};
 use super::http::{self, HttpDoor};
 use super::listener::{self, Connection, Limits, Peer, Socket, Stream, accept_loop};
+use super::tls::Certificates;
 use super::{Daemon, StartError};
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
@@ -32,7 +33,7 @@ enum Speaks {
     Master(Arc<MasterDoor>, MasterKind, Openness),
     Checkpassword(Arc<Door>),
     Dict(Arc<DictDoor>),
-    Http(Arc<HttpDoor>),
+    Http(Arc<HttpDoor>, Option<Arc<Certificates>>),
     HandOver(Peers, Arc<Listen>),
     /// The command line's requests.
     Control,
@@ -135,29 +136,35 @@ impl Daemon {
             },
             Protocol::PostfixPolicy | Protocol::Saslauthd | Protocol::Socketmap => Speaks::Nothing,
             Protocol::Http => {
-                let daemon = Arc::clone(self);
-                let parts = http::Parts {
-                    decide: http::by(Arc::clone(&self.core), self.tracker.clone()),
-                    health: Arc::new(move || {
-                        let daemon = Arc::clone(&daemon);
-                        Box::pin(async move { daemon.health().await })
-                    }),
-                    forget: Arc::new({
-                        let core = Arc::clone(&self.core);
-                        move |name| {
-                            let core = Arc::clone(&core);
-                            Box::pin(async move {
-                                match name {
-                                    Some(name) => core.forget(&name).await,
-                                    None => core.forget_all(),
-                                }
-                            })
-                        }
-                    }),
-                    metrics: self.metrics.clone(),
-                };
-                Speaks::Http(Arc::new(HttpDoor::new(name, listen, parts)))
+                let certificates = self.certificates.get(&*name).cloned();
+                let parts = self.http_parts(self.door(Arc::clone(&name), listen));
+                Speaks::Http(Arc::new(HttpDoor::new(name, listen, parts)), certificates)
             }
+        }
+    }
+
+    fn http_parts(self: &Arc<Self>, door: Door) -> http::Parts {
+        let (daemon, core) = (Arc::clone(self), Arc::clone(&self.core));
+        http::Parts {
+            lookups: http::Lookups::over(&self.lookup, &self.core, &door.name),
+            decide: Arc::new(move |attempt| {
+                let door = door.clone();
+                Box::pin(async move { door.decide(attempt).await })
+            }),
+            health: Arc::new(move || {
+                let daemon = Arc::clone(&daemon);
+                Box::pin(async move { daemon.health().await })
+            }),
+            forget: Arc::new(move |name| {
+                let core = Arc::clone(&core);
+                Box::pin(async move {
+                    match name {
+                        Some(name) => core.forget(&name).await,
+                        None => core.forget_all(),
+                    }
+                })
+            }),
+            metrics: self.metrics.clone(),
         }
     }
 
@@ -242,9 +249,14 @@ impl Daemon {
             Speaks::Dict(door) => {
                 dovecot_dict::serve(stream, Arc::clone(door), peer, shutdown).await
             }
-            Speaks::Http(door) => {
-                let address = peer.address.map(|address| address.ip());
-                http::serve(stream, address, Arc::clone(door), shutdown).await;
+            Speaks::Http(door, None) => {
+                http::serve(stream, peer, Arc::clone(door), shutdown).await;
+                Ok(())
+            }
+            Speaks::Http(door, Some(certificates)) => {
+                let shaken = shutdown.run_until_cancelled(certificates.accept(stream)).await;
+                let Some(stream) = shaken.transpose()? else { return Ok(()) };
+                http::serve(stream, peer, Arc::clone(door), shutdown).await;
                 Ok(())
             }
             Speaks::HandOver(peers, listen) => {

@@ -16,12 +16,14 @@ pub mod listener;
 mod operator;
 mod patience;
 pub mod shown;
+mod tls;
 mod userdb;
 mod words;
 mod write_timeout;
 
 pub use operator::change_mailbox;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -43,6 +45,7 @@ use crate::store::{Store, StoreError};
 use claims::Claims;
 use handover::HandedOver;
 use listener::{BindError, Socket};
+use tls::Certificates;
 
 /// How long attempts under way may take to end after TERM.
 const DRAIN: Duration = Duration::from_secs(15);
@@ -60,6 +63,8 @@ pub(crate) struct Daemon {
     greeting: Arc<Greeting>,
     claims: Claims,
     handed_over: HandedOver,
+    /// Of the doors that speak TLS.
+    certificates: BTreeMap<String, Arc<Certificates>>,
     connections: AtomicU64,
     shutdown: CancellationToken,
     tracker: TaskTracker,
@@ -175,10 +180,13 @@ impl Daemon {
         };
         let core = Arc::new(Authenticator::new(Setup::new(config, directories, 1), parts));
         let mut sockets = Vec::new();
+        let mut certificates = BTreeMap::new();
         for (name, listen) in &config.listen {
-            let socket = listener::bind(listen)
-                .map_err(|source| StartError::Listen { door: name.clone(), source })?;
-            sockets.push((name.clone(), socket));
+            let failed = |source| StartError::Listen { door: name.clone(), source };
+            if let Some(read) = Certificates::read(&listen.tls).map_err(failed)? {
+                certificates.insert(name.clone(), read);
+            }
+            sockets.push((name.clone(), listener::bind(listen).map_err(failed)?));
         }
         let daemon = Self {
             path: path.to_owned(),
@@ -190,6 +198,7 @@ impl Daemon {
             greeting: Arc::new(Greeting::new(std::process::id())),
             claims: Claims::default(),
             handed_over: HandedOver::default(),
+            certificates,
             connections: AtomicU64::new(1),
             shutdown: CancellationToken::new(),
             tracker,
@@ -236,11 +245,17 @@ impl Daemon {
         let previous = &current.directories;
         let directories =
             Arc::new(Directories::build(&config.directory, Some(previous), &self.metrics)?);
+        let certificates = self.certificates.iter().map(|(door, current)| {
+            let failed = |source| StartError::Listen { door: door.clone(), source };
+            Ok((current, current.read_again().map_err(failed)?))
+        });
+        let certificates = certificates.collect::<Result<Vec<_>, StartError>>()?;
         self.core.store().mirror_domains(&config.domain).await?;
         self.logging.change(&config.log)?;
         self.core.reconfigure(config, Arc::clone(&directories));
         self.lookup.reconfigure(config);
         directories.show(Some(previous));
+        certificates.into_iter().for_each(|(door, read)| door.replace(read));
         let changes = config::differences(&running.config, config);
         let restart = changes.need_restart().into_iter().map(str::to_owned).collect();
         *running = loaded;
