@@ -142,11 +142,12 @@ local function find(request)
   return nil, unknown, failure(status)
 end
 
--- Without a password: doveadm auth lookup, proxies. There is none to give away, so mechanisms that need one fail.
+-- Without a password: doveadm auth lookup, proxies. There is none to give away, and Dovecot wants one: a hash that nothing
+-- matches.
 function auth_passdb_lookup(request)
   local fields, unknown, trouble = find(request)
   if fields then
-    return dovecot.auth.PASSDB_RESULT_OK, { user = fields.user }
+    return dovecot.auth.PASSDB_RESULT_OK, { user = fields.user, password = "{CRYPT}*" }
   elseif unknown then
     return dovecot.auth.PASSDB_RESULT_USER_UNKNOWN, "unknown"
   end

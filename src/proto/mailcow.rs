@@ -82,10 +82,7 @@ mod tests {
             (r#"{"password":"x","real_rip":""}"#, "member username is missing"),
             (r#"{"username":"joe","real_rip":""}"#, "member password is missing"),
             (r#"{"username":"joe","password":"x"}"#, "member real_rip is missing"),
-            (
-                r#"{"username":"joe","password":1,"real_rip":""}"#,
-                "member password is not a string",
-            ),
+            (r#"{"username":"joe","password":1,"real_rip":""}"#, "member password is not a string"),
             ("username=joe", "body is not JSON: line 1, column 1"),
         ] {
             assert_eq!(parse(body.as_bytes()).unwrap_err().to_string(), message, "{body}");

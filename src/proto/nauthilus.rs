@@ -229,15 +229,10 @@ mod tests {
         let field = |name: &str| {
             fields.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_vec())
         };
-        let kept: Vec<_> = [
-            "auth-user",
-            "auth-pass",
-            "x-auth-password-encoded",
-            "client-ip",
-            "auth-protocol",
-        ]
-        .map(|name| (name, field(name)))
-        .into();
+        let kept: Vec<_> =
+            ["auth-user", "auth-pass", "x-auth-password-encoded", "client-ip", "auth-protocol"]
+                .map(|name| (name, field(name)))
+                .into();
         parse_headers(
             |name| kept.iter().find(|(key, _)| *key == name).and_then(|(_, it)| it.as_deref()),
             Mode::Login,

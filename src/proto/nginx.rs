@@ -87,7 +87,8 @@ pub struct NginxError(&'static str);
 /// Names the field that is missing or wrong.
 pub fn parse<'a>(field: impl Fn(&str) -> Option<&'a [u8]>) -> Result<NginxRequest, NginxError> {
     let protocol = field("auth-protocol");
-    let protocol = MailProtocol::ALL.into_iter().find(|it| protocol == Some(it.as_str().as_bytes()));
+    let protocol =
+        MailProtocol::ALL.into_iter().find(|it| protocol == Some(it.as_str().as_bytes()));
     let decoded = |name: &str, shown| Ok(percent_decoded(field(name).ok_or(NginxError(shown))?));
     let question = match field("auth-method") {
         Some(b"plain") => Question::Login {
@@ -274,8 +275,13 @@ mod tests {
         let pass = NginxAnswer::Pass { upstream: "[::1]:143".parse().unwrap(), user: Some("joe") };
         assert_eq!(
             pass.fields(),
-            [("auth-status", "OK"), ("auth-server", "::1"), ("auth-port", "143"), ("auth-user", "joe")]
-                .map(|(name, value)| (name, value.to_owned()))
+            [
+                ("auth-status", "OK"),
+                ("auth-server", "::1"),
+                ("auth-port", "143"),
+                ("auth-user", "joe")
+            ]
+            .map(|(name, value)| (name, value.to_owned()))
         );
         let refuse =
             NginxAnswer::Refuse { status: "no", error_code: Some("550"), wait_seconds: Some(2) };

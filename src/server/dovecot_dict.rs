@@ -17,7 +17,7 @@ use super::userdb::{self, Found, Users};
 use super::write_timeout::write_out;
 use crate::auth::{Attempt, Credentials, Reason, Service, Verdict};
 use crate::clock;
-use crate::proto::dovecot::dict::{Command, DictReply, DictSession, PasswordKey, Question};
+use crate::proto::dovecot::dict::{Command, DictReply, DictSession, PasswordKey, Question, Typed};
 use crate::secret::Password;
 
 /// One door that speaks the dict protocol.
@@ -119,12 +119,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     }
 
     async fn judge(&mut self, question: Question) -> io::Result<()> {
-        let Question { user, service, client, password } = question;
-        let Some(password) = password else {
-            // Another key on Dovecot's side: whoever typed the password is not at fault.
-            tracing::error!(door = %self.door.name, "the password in a dict key cannot be decrypted: is password_key Dovecot's?");
-            self.reply(DictReply::Failed("the password cannot be decrypted"));
-            return Ok(());
+        let Question { user, service, client, typed } = question;
+        let password = match typed {
+            Typed::Password(password) => password,
+            Typed::Nothing => return self.look(&user, &service).await,
+            Typed::Unreadable => {
+                // Another key on Dovecot's side: whoever typed the password is not at fault.
+                tracing::error!(
+                    door = %self.door.name,
+                    "the password in a dict key cannot be decrypted: is password_key Dovecot's?"
+                );
+                self.reply(DictReply::Failed("the password cannot be decrypted"));
+                return Ok(());
+            }
         };
         let attempt = self.attempt(user, password, &service, client);
         match self.door.decide_and_delay(attempt).await {
@@ -143,6 +150,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 }
             },
             Verdict::Unavailable(_) => self.reply(DictReply::Failed("try again later")),
+        }
+        Ok(())
+    }
+
+    /// What a login would give, without one. No password that is typed matches the answer, an empty one included.
+    async fn look(&mut self, user: &[u8], service: &str) -> io::Result<()> {
+        match userdb::find(&self.door, user, service, |_| true).await {
+            Found::Mailbox(mailbox) => {
+                let mut members = userdb::prefetched(&mailbox.place, &mailbox.settings);
+                members.push(("user".into(), mailbox.address.to_string()));
+                members.push(("password".into(), unmatchable()?));
+                self.found(&members);
+            }
+            Found::Nobody => self.reply(DictReply::NotFound),
+            Found::Later => self.reply(DictReply::Failed("try again later")),
         }
         Ok(())
     }

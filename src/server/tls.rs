@@ -95,21 +95,16 @@ fn server_config(files: &DoorTls) -> Result<Option<Arc<ServerConfig>>, BindError
     let pem = Zeroizing::new(read("key_file", key)?);
     let private = PrivateKeyDer::from_pem_slice(&pem);
     let private = private.map_err(|error| unusable("key_file", key, &error))?;
-    let mut config = builder
-        .with_single_cert(chain, private)
-        .map_err(|error| unusable("key_file", key, &format!("with {}: {error}", certificate.display())))?;
+    let mut config = builder.with_single_cert(chain, private).map_err(|error| {
+        unusable("key_file", key, &format!("with {}: {error}", certificate.display()))
+    })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Some(Arc::new(config)))
 }
 
-fn certificates(
-    key: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, BindError> {
-    let bad = |problem: String| BindError::Tls {
-        key,
-        problem: format!("{}: {problem}", path.display()),
-    };
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, BindError> {
+    let bad =
+        |problem: String| BindError::Tls { key, problem: format!("{}: {problem}", path.display()) };
     let pem = read(key, path)?;
     let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
     let found = found.map_err(|error| bad(error.to_string()))?;

@@ -20,6 +20,7 @@ mod main_job;
 mod dialogues;
 mod directory_changes;
 mod dovecot24;
+mod dovecot_ways;
 mod hostile;
 mod outages;
 mod shim;

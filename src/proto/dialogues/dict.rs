@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 
 use super::{Heard, Peer, People, Place, Took, Word};
-use crate::proto::dovecot::dict::{Command, DictReply, DictSession, PasswordKey, Question};
+use crate::proto::dovecot::dict::{Command, DictReply, DictSession, PasswordKey, Question, Typed};
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 const JOE: &str = "joe@example.org";
@@ -43,8 +43,21 @@ impl Peer for DictPeer {
 }
 
 fn judge(question: &Question) -> DictReply<'static> {
-    let Some(password) = &question.password else {
-        return DictReply::Failed("the password cannot be decrypted");
+    let password = match &question.typed {
+        Typed::Password(password) => password,
+        Typed::Unreadable => return DictReply::Failed("the password cannot be decrypted"),
+        Typed::Nothing if People::look_up(&question.user) == Place::Nobody => {
+            return DictReply::NotFound;
+        }
+        Typed::Nothing => {
+            return DictReply::Found(&[
+                ("user", JOE),
+                ("password", "{PLAIN}0123456789abcdef0123456789abcdef"),
+                ("userdb_uid", "5000"),
+                ("userdb_gid", "5000"),
+                ("userdb_home", "/var/mail/joe"),
+            ]);
+        }
     };
     match People::login(&question.user, password.as_bytes()) {
         Word::Accept | Word::Slow => DictReply::Found(&[

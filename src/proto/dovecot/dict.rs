@@ -70,8 +70,19 @@ pub struct Question {
     pub service: Box<str>,
     /// The address of the person's client, where it is known.
     pub client: Option<IpAddr>,
-    /// `None`: it cannot be decrypted.
-    pub password: Option<Password>,
+    /// What was typed.
+    pub typed: Typed,
+}
+
+/// The part of a key that a password stands in.
+#[derive(Debug)]
+pub enum Typed {
+    /// Nothing stands there: nobody wants in, somebody only looks (`doveadm auth lookup`, proxies).
+    Nothing,
+    /// This.
+    Password(Password),
+    /// It cannot be decrypted.
+    Unreadable,
 }
 
 /// An answer.
@@ -233,7 +244,11 @@ fn lookup(rest: &[u8], password_key: &PasswordKey) -> Command {
             user: user.to_vec(),
             service: text(service, MAX_TEXT_BYTES),
             client: std::str::from_utf8(client).ok().and_then(|text| text.parse().ok()),
-            password: password_key.decrypt(encrypted),
+            typed: match password_key.decrypt(encrypted) {
+                Some(password) => Typed::Password(password),
+                None if encrypted.is_empty() => Typed::Nothing,
+                None => Typed::Unreadable,
+            },
         })
     };
     question(key).map_or(Command::Other, Command::Passdb)
@@ -342,7 +357,7 @@ mod tests {
         assert_eq!(question.user, b"a/b@c");
         assert_eq!(&*question.service, "imap");
         assert_eq!(question.client, "2001:db8::9".parse().ok());
-        assert_eq!(question.password.unwrap().as_bytes(), b"s\x01\xff/%");
+        assert!(matches!(question.typed, Typed::Password(it) if it.as_bytes() == b"s\x01\xff/%"));
     }
 
     #[test]
@@ -350,7 +365,10 @@ mod tests {
         let given = one(&format!("Lshared/passdb/imap//{}/joe\tjoe", encrypted(b"x", [0; 16])));
 
         assert!(
-            matches!(given, Command::Passdb(Question { client: None, password: Some(_), .. })),
+            matches!(
+                given,
+                Command::Passdb(Question { client: None, typed: Typed::Password(_), .. })
+            ),
             "{given:?}"
         );
     }
@@ -373,6 +391,15 @@ mod tests {
         ] {
             assert!(key().decrypt(bad.as_bytes()).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_key_without_password_is_somebody_who_looks() {
+        let given = one("Lshared/passdb/doveadm///joe\tjoe");
+
+        let Command::Passdb(question) = given else { panic!("{given:?}") };
+        assert!(matches!(question.typed, Typed::Nothing));
+        assert_eq!(question.user, b"joe");
     }
 
     #[test]
@@ -457,7 +484,7 @@ mod tests {
             let given = commands(&line).unwrap().pop();
             let Some(Command::Passdb(question)) = given else { panic!("{given:?}") };
             prop_assert_eq!(question.user, user.as_bytes());
-            let given = question.password.unwrap();
+            let Typed::Password(given) = question.typed else { panic!("no password") };
             prop_assert_eq!(given.as_bytes(), &password[..]);
         }
 

@@ -110,7 +110,9 @@ fn in_lines(verdict: &Verdict) -> Answer {
     let pairs = match verdict {
         Verdict::Accept(accepted) => fields_for_dovecot(accepted),
         Verdict::Reject(refused) => refusal_for_dovecot(refused),
-        Verdict::Unavailable(later) => vec![("reason".to_owned(), later.reason.as_str().to_owned())],
+        Verdict::Unavailable(later) => {
+            vec![("reason".to_owned(), later.reason.as_str().to_owned())]
+        }
     };
     lines(status(verdict), pairs.into_iter().map(|(key, value)| (key.into(), value.into())))
 }

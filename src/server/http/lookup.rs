@@ -15,7 +15,9 @@ use std::sync::Arc;
 use hyper::StatusCode;
 
 use super::super::userdb;
-use super::{Answer, Boxed, Call, HttpDoor, JSON, Problem, RETRY_LATER, content, lines, retry_after, text};
+use super::{
+    Answer, Boxed, Call, HttpDoor, JSON, Problem, RETRY_LATER, content, lines, retry_after, text,
+};
 use crate::auth::Authenticator;
 use crate::lookup::{Found, Lookup, Map, Receives};
 use crate::proto::http::{percent_decoded, query_value};
@@ -188,7 +190,8 @@ impl HttpDoor {
     }
 }
 
-const EXPECTED: &str = "expected /v1/lookup/ and mailbox, alias, domain, sender-login or userdb with a key, or users";
+const EXPECTED: &str =
+    "expected /v1/lookup/ and mailbox, alias, domain, sender-login or userdb with a key, or users";
 
 fn userdb_answer(found: &Residence, call: &Call) -> Answer {
     let resident = match found {
@@ -199,9 +202,9 @@ fn userdb_answer(found: &Residence, call: &Call) -> Answer {
     let mut fields = vec![("user".to_owned(), resident.address.to_string())];
     fields.extend(userdb::fields(&resident.place, &resident.settings));
     if call.wants_text() {
-        let pairs = fields.iter().map(|(key, value)| {
-            (Cow::Borrowed(key.as_str()), Cow::Borrowed(value.as_str()))
-        });
+        let pairs = fields
+            .iter()
+            .map(|(key, value)| (Cow::Borrowed(key.as_str()), Cow::Borrowed(value.as_str())));
         return lines(StatusCode::OK, pairs);
     }
     let value: serde_json::Map<_, _> =

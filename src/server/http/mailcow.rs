@@ -7,7 +7,9 @@
 use hyper::StatusCode;
 use hyper::body::Incoming;
 
-use super::{Answer, Asked, Call, HangUp, HttpDoor, JSON, RETRY_LATER, content, read_body, retry_after};
+use super::{
+    Answer, Asked, Call, HangUp, HttpDoor, JSON, RETRY_LATER, content, read_body, retry_after,
+};
 use crate::auth::{Service, Verdict};
 use crate::config::listen::TempFailure;
 use crate::proto::mailcow::{self, MailcowRequest};
@@ -16,8 +18,9 @@ impl HttpDoor {
     pub(super) async fn mailcow(&self, call: &Call, body: Incoming) -> Result<Answer, HangUp> {
         let asked = match read_body(call, body).await {
             Err(problem) => Err((problem.0, problem.1.into_owned())),
-            Ok(body) => mailcow::parse(&body)
-                .map_err(|error| (StatusCode::BAD_REQUEST, error.to_string())),
+            Ok(body) => {
+                mailcow::parse(&body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))
+            }
         };
         let asked = match asked {
             Ok(asked) => self.asked(asked),

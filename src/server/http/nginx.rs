@@ -87,7 +87,8 @@ impl HttpDoor {
             Question::Recipient(address) => self.recipient(address, upstream).await,
             Question::Unoffered => {
                 tracing::warn!(
-                    door = &*self.name, protocol = protocol.as_str(),
+                    door = &*self.name,
+                    protocol = protocol.as_str(),
                     "nginx offers a way to log in that is none here: only plain and login are"
                 );
                 spoken(&unoffered(protocol).answer(None))
@@ -229,7 +230,10 @@ mod tests {
         table += &row("any other refusal", |protocol| refusal(protocol, &plain));
         table += &row("later", later);
         table += &row("CRAM-MD5, APOP, EXTERNAL", unoffered);
-        table += &format!("| recipient unknown (`smtp_auth none`) | | | {} |\n", cell(&NO_SUCH_RECIPIENT));
+        table += &format!(
+            "| recipient unknown (`smtp_auth none`) | | | {} |\n",
+            cell(&NO_SUCH_RECIPIENT)
+        );
         table + &format!("| recipient, later | | | {} |\n", cell(&RECIPIENT_LATER))
     }
 

@@ -124,7 +124,8 @@ impl Fixture {
 
     /// A GET, or another method without a body, with these fields.
     async fn ask(&self, method_and_path: &str, fields: &[(&str, &[u8])]) -> Heard {
-        let mut request = format!("{method_and_path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n").into_bytes();
+        let mut request =
+            format!("{method_and_path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n").into_bytes();
         for (name, value) in fields {
             request.extend_from_slice(&[name.as_bytes(), b": ", value, b"\r\n"].concat());
         }

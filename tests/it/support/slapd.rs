@@ -174,6 +174,14 @@ impl Slapd {
         ));
     }
 
+    /// An administrator has set this person's password: it must be changed first. Needs [`Wish::ppolicy`].
+    pub(crate) fn must_change_password(&self, uid: &str) {
+        self.modify(&format!(
+            "dn: cn=default,ou=services,{BASE}\nchangetype: modify\nreplace: pwdMustChange\npwdMustChange: TRUE\n"
+        ));
+        self.set_attribute(uid, "pwdReset", "TRUE");
+    }
+
     /// Moves somebody to another organisational unit: same entry, other DN.
     pub(crate) fn move_to(&self, uid: &str, parent: &str) {
         let dn = dn_of(uid);

@@ -57,8 +57,7 @@ async fn users_come_in_pages() {
         assert_eq!(heard.body, body, "{query}");
     }
 
-    let text =
-        fixture.ask("GET /v1/lookup/users?limit=2", &[("Accept", b"text/plain")]).await;
+    let text = fixture.ask("GET /v1/lookup/users?limit=2", &[("Accept", b"text/plain")]).await;
     assert_eq!(text.body, "a@x\nb@x\n");
 }
 

@@ -74,8 +74,7 @@ async fn a_look_up_needs_no_password() {
         let mut fixture = Fixture::serving(Serve::Nauthilus);
         fixture.tables.residence = residence;
 
-        let heard =
-            fixture.send("/api/v1/auth/json?mode=no-auth", br#"{"username":"fry"}"#).await;
+        let heard = fixture.send("/api/v1/auth/json?mode=no-auth", br#"{"username":"fry"}"#).await;
 
         assert_eq!(heard.status, status);
         assert!(fixture.asked.lock().unwrap().is_empty());

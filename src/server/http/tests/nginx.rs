@@ -113,7 +113,8 @@ async fn without_auth_the_recipient_decides() {
 
         let heard = fixture.ask("GET /nginx", &fields).await;
 
-        let heard = ["auth-status", "auth-error-code", "auth-server"].map(|it| heard.field(it).to_owned());
+        let heard =
+            ["auth-status", "auth-error-code", "auth-server"].map(|it| heard.field(it).to_owned());
         assert_eq!(heard, expected, "{recipient}");
     }
 }
