@@ -77,7 +77,7 @@ pub struct LoginOutcome {
     pub verdict: &'static str,
     /// The reason's word; empty for an accept.
     pub reason: &'static str,
-    /// directory | memory | grace | rules
+    /// directory | memory | grace | local | rules
     pub source: &'static str,
 }
 
@@ -247,7 +247,7 @@ struct Declared {
 const DOOR: (&str, &str) = ("door", "the table's name under `[listen]`");
 const SERVER: (&str, &str) = ("server", "a server of a directory");
 const VERDICT: (&str, &str) = ("verdict", "accept, refuse, later");
-const SOURCE: (&str, &str) = ("source", "directory, memory, grace, rules");
+const SOURCE: (&str, &str) = ("source", "directory, memory, grace, local, rules");
 const OPERATION: (&str, &str) = ("operation", "connect, bind, search");
 const PART: (&str, &str) = ("part", "people, nobodies");
 

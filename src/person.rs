@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// The profile of those whose password is checked here; no directory may be called so.
+pub const LOCAL: &str = "local";
+
 /// One person of one directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Person {
@@ -21,6 +24,29 @@ pub struct Person {
     pub stamp: Stamp,
     /// The password is used once only (login.md B-3): nothing is remembered.
     pub one_time: bool,
+}
+
+impl Person {
+    /// Stands for a mailbox whose password is checked here, by the store's own number.
+    #[must_use]
+    pub fn local(mailbox: i64) -> Self {
+        Self {
+            profile: LOCAL.into(),
+            id: mailbox.to_string().into(),
+            dn: Box::default(),
+            attributes: Attributes::default(),
+            state: AccountState::Active,
+            // What changes a local password ends what is remembered of it at once; nothing else does.
+            stamp: Stamp::At([0; 16]),
+            one_time: false,
+        }
+    }
+
+    /// Whether it stands for a mailbox whose password is checked here.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        &*self.profile == LOCAL
+    }
 }
 
 /// What an entry's attributes say of the account, before any bind.

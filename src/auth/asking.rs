@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::flights::{self, Settled};
 use super::gate::{self, Full, Standing};
 use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, account_key};
+use super::password::{CheckError, Checked};
 use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Source, name_key};
 use crate::clock;
 use crate::directory::{Answer, Finding, Known, Lock, Profile, Question, Said, Share, Why};
@@ -14,7 +15,7 @@ use crate::identity::Login;
 use crate::person::Person;
 use crate::provision::{self, Change, Outcome, Provisioned, Refusal};
 use crate::secret::Password;
-use crate::store::{Link, Mailbox};
+use crate::store::{Link, Mailbox, Provider};
 
 /// One question, owned by the task that asks it: a client that hangs up does not end it.
 struct Asking {
@@ -71,10 +72,9 @@ impl Authenticator {
             Err(settled) => return settled,
         };
         // The account: as memory knows it by this name, or as the store knows it by this address.
-        let linked = stored.as_ref().and_then(|mailbox| mailbox.link.as_ref());
-        let key = match (&record, linked) {
+        let key = match (&record, stored.as_ref().and_then(stored_account)) {
             (Some(record), _) => record.account.to_string(),
-            (None, Some(link)) => account_key(&link.profile, &link.id),
+            (None, Some(account)) => account,
             (None, None) => asking.name.clone(),
         };
         let record = record.or_else(|| self.memory.account(&key));
@@ -144,6 +144,9 @@ impl Authenticator {
     /// Templates changed since the mailbox was last planned: plan from what is remembered, ask nobody (M-9).
     async fn replan(&self, asking: &Asking, record: &Record, source: Source) -> Settled {
         let setup = &asking.setup;
+        if record.person().is_local() {
+            return self.reread(asking, record, source).await;
+        }
         let edition = self.memory.edition();
         let (person, mailbox) = (record.person(), record.mailbox());
         let outcome = provision::provision(
@@ -180,27 +183,117 @@ impl Authenticator {
                 None => self.ask_route(asking, record).await,
             };
         };
-        let Some(link) = &stored.link else {
-            // A local account; no directory is ever asked about it (O-2).
-            return asking.refused(Reason::Unknown, Source::Rules);
+        let name = match &stored.provider {
+            Provider::Directory(name) => name,
+            // No directory is ever asked about it (O-2).
+            Provider::Local => return self.ask_here(asking, stored).await,
         };
-        let Some(profile) = asking.setup.directories.profile(&link.profile) else {
-            let detail = format!("the mailbox's directory {} is not configured", link.profile);
+        let Some(profile) = asking.setup.directories.profile(name) else {
+            let detail = format!("the mailbox's directory {name} is not configured");
             return later(Reason::DirectoryMisconfigured, Some(&detail));
         };
         if !profile.takes_logins() {
-            let detail = format!("directory {} takes no logins", link.profile);
+            let detail = format!("directory {name} takes no logins");
             return asking.refused(Reason::Unknown, Source::Rules).because(&detail);
         }
-        match self.ask_profile(asking, profile, Some(&*link.id), record, Some(stored)).await {
+        let linked = stored.link.as_ref().map(|link| &*link.id);
+        match self.ask_profile(asking, profile, linked, record, Some(stored)).await {
             Some(settled) => settled,
             None => {
                 // Gone, whatever name it was known by.
-                if let Some(record) = self.memory.account(&account_key(&link.profile, &link.id)) {
+                let account = stored_account(stored);
+                if let Some(record) = account.and_then(|account| self.memory.account(&account)) {
                     self.memory.end_proofs(&record);
                 }
                 self.nobody(asking, Reason::Unknown)
             }
+        }
+    }
+
+    /// Checks the password that a mailbox has here.
+    async fn ask_here(&self, asking: &Asking, stored: &Mailbox) -> Settled {
+        let edition = self.memory.edition();
+        let checked = match self.check_here(asking, stored).await {
+            Ok(Some(checked)) => checked,
+            Ok(None) => return asking.refused(Reason::NoPassword, Source::Local),
+            Err(settled) => return settled,
+        };
+        let person = Arc::new(Person::local(stored.id));
+        let versions = Versions { rules: asking.setup.generation, profile: 0 };
+        let learned = Learned { name: &asking.name, person: &person, versions, now: clock::now() };
+        match checked {
+            Checked::Wrong => {
+                self.memory.refuse(&learned, &asking.password);
+                asking.refused(Reason::WrongPassword, Source::Local)
+            }
+            Checked::Right => {
+                let mailbox = asking.setup.effective(stored.clone());
+                let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written: true };
+                let net = gate::net(asking.client);
+                self.memory.prove(&learned, &asking.password, seen, net);
+                Settled::Proven { mailbox, source: Source::Local, changes: None }
+            }
+        }
+    }
+
+    /// `None`: the mailbox has no password here.
+    async fn check_here(
+        &self,
+        asking: &Asking,
+        stored: &Mailbox,
+    ) -> Result<Option<Checked>, Settled> {
+        let hash = self.store.password_hash(stored.id).await;
+        let hash = hash.map_err(|error| later(Reason::StoreUnavailable, Some(&error)))?;
+        let Some(hash) = hash else { return Ok(None) };
+        match self.checks.check(hash, asking.password.clone()).await {
+            Ok(checked) => Ok(Some(checked)),
+            Err(CheckError::Busy) => Err(later(Reason::Busy, None)),
+            Err(CheckError::Hash(error)) => {
+                tracing::error!(
+                    mailbox.address = %stored.address, %error,
+                    "the password that is kept for a mailbox cannot be used"
+                );
+                Err(later(Reason::Internal, Some(&error)))
+            }
+        }
+    }
+
+    /// Something changed since the mailbox of a local account was read: it is read again.
+    async fn reread(&self, asking: &Asking, record: &Record, source: Source) -> Settled {
+        let edition = self.memory.edition();
+        let known = record.mailbox();
+        let id = record.person().id.parse().unwrap_or_default();
+        let (mailbox, written) = match (self.store.mailbox_numbered(id).await, known) {
+            (Ok(Some(mailbox)), _) => (mailbox, true),
+            (Ok(None), _) => {
+                self.memory.end_proofs(record);
+                return asking.refused(Reason::Unknown, Source::Rules);
+            }
+            (Err(_), Some(known)) => (Mailbox::clone(&known), false),
+            (Err(error), None) => return later(Reason::StoreUnavailable, Some(&error)),
+        };
+        let mailbox = asking.setup.effective(mailbox);
+        let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written };
+        self.memory.replanned(record, seen, asking.setup.generation);
+        Settled::Proven { mailbox, source, changes: None }
+    }
+
+    /// While no server of the directory answers, the password that the mailbox has here may count
+    /// (`auth.fallback`). A wrong one is no refusal: the directory's may be another.
+    async fn fall_back(
+        &self,
+        asking: &Asking,
+        profile: &Profile,
+        stored: Option<&Mailbox>,
+    ) -> Option<Settled> {
+        let stored = stored.filter(|_| asking.setup.falls_back(profile.name()))?;
+        match self.check_here(asking, stored).await {
+            Ok(Some(Checked::Right)) => Some(Settled::Proven {
+                mailbox: asking.setup.effective(stored.clone()),
+                source: Source::Local,
+                changes: None,
+            }),
+            _ => None,
         }
     }
 
@@ -299,6 +392,12 @@ impl Authenticator {
                 later(Reason::DirectoryMisconfigured, Some(&detail))
             }
             Answer::Trouble(trouble) => {
+                if trouble.why == Why::Directory
+                    && self.grace(asking, profile, proven).is_none()
+                    && let Some(settled) = self.fall_back(asking, profile, stored).await
+                {
+                    return Some(settled);
+                }
                 let reason = match trouble.why {
                     Why::Busy => Reason::Busy,
                     Why::Deadline => Reason::Deadline,
@@ -446,21 +545,29 @@ impl Authenticator {
         proven: Option<(&Arc<Record>, &Digest)>,
         (reason, detail): (Reason, &str),
     ) -> Settled {
-        let setup = &asking.setup;
-        let now = clock::now();
-        let graced = proven
-            .filter(|(record, _)| profile.grace_allowed(now) && setup.remembers(&record.person()))
-            .and_then(|(record, digest)| {
-                let newest = setup.newest(&record.person())?;
-                Some((record, record.grace(digest, newest, setup.terms, now)?))
-            });
-        match graced {
+        match self.grace(asking, profile, proven) {
             Some((_, Grace::Planned(mailbox))) => {
                 Settled::Proven { mailbox, source: Source::Grace, changes: None }
             }
             Some((record, Grace::Replan)) => self.replan(asking, record, Source::Grace).await,
             None => later(reason, Some(&detail)),
         }
+    }
+
+    /// What an older proof is worth now.
+    fn grace<'r>(
+        &self,
+        asking: &Asking,
+        profile: &Profile,
+        proven: Option<(&'r Arc<Record>, &Digest)>,
+    ) -> Option<(&'r Arc<Record>, Grace)> {
+        let setup = &asking.setup;
+        let now = clock::now();
+        let (record, digest) = proven.filter(|(record, _)| {
+            profile.grace_allowed(now) && setup.remembers(&record.person())
+        })?;
+        let newest = setup.newest(&record.person())?;
+        Some((record, record.grace(digest, newest, setup.terms, now)?))
     }
 
     fn provisioned(&self, asking: &Asking, outcome: Outcome) -> Result<Ready, Settled> {
@@ -544,6 +651,18 @@ impl Asking {
     }
 }
 
+/// The account of a mailbox, where it is known without asking.
+pub(super) fn stored_account(stored: &Mailbox) -> Option<String> {
+    match (&stored.provider, &stored.link) {
+        (Provider::Local, _) => {
+            let person = Person::local(stored.id);
+            Some(account_key(&person.profile, &person.id))
+        }
+        (Provider::Directory(_), Some(link)) => Some(account_key(&link.profile, &link.id)),
+        (Provider::Directory(_), None) => None,
+    }
+}
+
 /// The journal's word for a refusal of the planner.
 #[must_use]
 pub fn refusal_reason(refusal: &Refusal) -> Reason {
@@ -559,6 +678,7 @@ pub fn refusal_reason(refusal: &Refusal) -> Reason {
         Refusal::AddressTaken { .. } => Reason::AddressTaken,
         Refusal::CreationOff => Reason::CreationOff,
         Refusal::TemplateUnmatched => Reason::TemplateUnmatched,
+        Refusal::ProviderMismatch { .. } => Reason::ProviderMismatch,
     }
 }
 

@@ -154,6 +154,8 @@ pub enum Source {
     Directory,
     /// An older proof, while no directory answers (login.md M-3).
     Grace,
+    /// The password that the mailbox has here.
+    Local,
     /// Memory.
     Memory,
     /// Nobody was asked: the rules decide.
@@ -167,6 +169,7 @@ impl Source {
         match self {
             Self::Directory => "directory",
             Self::Grace => "grace",
+            Self::Local => "local",
             Self::Memory => "memory",
             Self::Rules => "rules",
         }
@@ -246,6 +249,8 @@ reasons! {
     MustChange = "must-change",
     /// The entry holds no usable mail address.
     NoAddress = "no-address",
+    /// The mailbox's password is checked here, and it has none.
+    NoPassword = "no-password",
     /// No rule picks a template and there is no default.
     NoTemplate = "no-template",
     /// Not at this hour or from this place, says the directory.
@@ -254,6 +259,8 @@ reasons! {
     PasswordExpired = "password-expired",
     /// The template does not allow this protocol.
     ProtocolNotAllowed = "protocol-not-allowed",
+    /// The mailbox is another directory's, or checked here, and not for this directory to use.
+    ProviderMismatch = "provider-mismatch",
     /// The mailbox would not fit into the domain's quota.
     QuotaExceeded = "quota-exceeded",
     /// The mailbox database does not answer.

@@ -26,6 +26,8 @@ use crate::metrics::{LoginOutcome, Metrics};
 pub struct Record<'a> {
     /// The name typed, bytes as they came.
     pub login: &'a [u8],
+    /// Whose password it is, if they log in as somebody else; bytes as they came.
+    pub master: Option<&'a [u8]>,
     /// The mailbox it led to.
     pub mailbox: Option<&'a str>,
     /// The service as the door heard it.
@@ -248,6 +250,10 @@ fn text(record: &Record<'_>, now: SystemTime, line: &mut Vec<u8>) {
     }
     line.extend_from_slice(b" login=");
     quoted(record.login, MAX_NAME, Escape::Text, line);
+    if let Some(master) = record.master {
+        line.extend_from_slice(b" master=");
+        quoted(master, MAX_NAME, Escape::Text, line);
+    }
     if let Some(mailbox) = record.mailbox {
         line.extend_from_slice(b" mailbox=");
         quoted(mailbox.as_bytes(), MAX_NAME, Escape::Text, line);
@@ -291,6 +297,9 @@ fn json(record: &Record<'_>, now: SystemTime, line: &mut Vec<u8>) {
         line.push(b'"');
     }
     json_field(b"login", record.login, MAX_NAME, line);
+    if let Some(master) = record.master {
+        json_field(b"master", master, MAX_NAME, line);
+    }
     if let Some(mailbox) = record.mailbox {
         json_field(b"mailbox", mailbox.as_bytes(), MAX_NAME, line);
     }
@@ -488,6 +497,7 @@ mod tests {
     fn refusal(login: &[u8]) -> Record<'_> {
         Record {
             login,
+            master: None,
             mailbox: Some("fry@planetexpress.com"),
             service: "imap",
             client: Some("192.0.2.9".parse().unwrap()),

@@ -466,8 +466,8 @@ impl Memory {
     /// An administrator changed a mailbox: effective at the next request of every door.
     pub fn mailbox_changed(&self, mailbox: &Mailbox) {
         self.edition.fetch_add(1, Ordering::AcqRel);
-        let Some(link) = &mailbox.link else { return };
-        if let Some(record) = self.account(&account_key(&link.profile, &link.id)) {
+        let account = super::asking::stored_account(mailbox);
+        if let Some(record) = account.and_then(|account| self.account(&account)) {
             let mut state = record.lock();
             if state.mailbox.is_some() {
                 state.mailbox = Some(Arc::new(mailbox.clone()));

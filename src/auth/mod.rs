@@ -11,9 +11,11 @@ mod complaints;
 mod flights;
 mod gate;
 pub mod journal;
+mod masters;
 mod memory;
+pub mod password;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::config::Config;
+use crate::config::directory::Fallback;
 use crate::directory::Directories;
 use crate::identity::{Login, LoginRules};
 use crate::metrics::{LoginOutcome, Metrics};
@@ -40,7 +43,9 @@ use complaints::Complaints;
 use flights::{Flights, Settled};
 use gate::Gates;
 use journal::Journal;
+use masters::{Masters, Who};
 use memory::{Memory, Recall, Record, Terms, Versions, account_key};
+use password::Checks;
 
 /// Answers attempts. One per daemon, shared by all doors.
 pub struct Authenticator {
@@ -49,6 +54,7 @@ pub struct Authenticator {
     flights: Flights,
     gates: Gates,
     complaints: Complaints,
+    checks: Checks,
     store: Store,
     journal: Arc<Journal>,
     metrics: Metrics,
@@ -70,6 +76,9 @@ pub struct Setup {
     terms: Terms,
     /// One-time-password profiles and the like: nothing is remembered.
     remember: BTreeMap<String, bool>,
+    masters: Masters,
+    /// Directories beside which a mailbox's own password counts while they are away.
+    fall_back: BTreeSet<String>,
 }
 
 impl Setup {
@@ -93,12 +102,22 @@ impl Setup {
                 .iter()
                 .map(|(name, directory)| (name.clone(), directory.auth.remember))
                 .collect(),
+            masters: Masters::new(config),
+            fall_back: config
+                .directory
+                .iter()
+                .filter(|(_, directory)| directory.auth.fallback == Fallback::Unavailable)
+                .map(|(name, _)| name.clone())
+                .collect(),
         }
     }
 
     /// The versions that answers about this person must match; `None`: their profile is gone, or takes
     /// no logins.
     fn newest(&self, person: &Person) -> Option<Versions> {
+        if person.is_local() {
+            return Some(Versions { rules: self.generation, profile: 0 });
+        }
         let profile = self.directories.profile(&person.profile)?;
         if !profile.takes_logins() {
             return None;
@@ -108,6 +127,10 @@ impl Setup {
 
     fn remembers(&self, person: &Person) -> bool {
         !person.one_time && self.remember.get(&*person.profile).copied().unwrap_or(true)
+    }
+
+    fn falls_back(&self, profile: &str) -> bool {
+        self.fall_back.contains(profile)
     }
 
     /// The mailbox with the domain's standing as configured now.
@@ -144,6 +167,7 @@ impl Authenticator {
             flights: Flights::default(),
             gates: Gates::default(),
             complaints: Complaints::default(),
+            checks: Checks::default(),
             store: parts.store,
             journal: parts.journal,
             metrics: parts.metrics,
@@ -157,7 +181,8 @@ impl Authenticator {
         let setup = self.setup.load();
         let verdict = match known_at_once(&setup, attempt) {
             Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
-            Ok((login, service)) => {
+            Ok((Who::Other { .. }, _)) => return None,
+            Ok((Who::Own(login), service)) => {
                 let name = name_key(&login);
                 let newest = |person: &Person| setup.newest(person);
                 match self.memory.recall(&name, &attempt.password, setup.terms, newest, now) {
@@ -189,8 +214,15 @@ impl Authenticator {
         let deadline = attempt.arrived + setup.deadline;
         let verdict = match known_at_once(&setup, &attempt) {
             Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
-            Ok((login, service)) => {
-                let decision = self.decide(&setup, &attempt, login, service);
+            Ok((who, service)) => {
+                let decision = async {
+                    match who {
+                        Who::Own(login) => self.decide(&setup, &attempt, login, service).await,
+                        Who::Other { master, target } => {
+                            self.decide_other(&setup, &attempt, (&master, &target), service).await
+                        }
+                    }
+                };
                 tokio::time::timeout_at(deadline.into(), decision)
                     .await
                     .unwrap_or_else(|_| Verdict::Unavailable(Later::new(Reason::Deadline)))
@@ -226,6 +258,41 @@ impl Authenticator {
         }
     }
 
+    /// Lets a master into another's mailbox (login.md D-5): the master's own password is proven as at any login; the
+    /// mailbox is taken as it is, and neither made, updated nor remembered.
+    async fn decide_other(
+        self: &Arc<Self>,
+        setup: &Arc<Setup>,
+        attempt: &Attempt,
+        (master, target): (&Login, &Login),
+        service: Service,
+    ) -> Verdict {
+        if !setup.masters.could_be(target, service, attempt.client) {
+            return Verdict::Reject(Refused::new(Reason::Authz, Source::Rules));
+        }
+        let (own, source) = match self.settle(setup, attempt, master, Service::Lookup).await {
+            Settled::Proven { mailbox, source, .. } => (mailbox, source),
+            Settled::Refused { refused, .. } => return Verdict::Reject(refused),
+            Settled::Later(later) => return Verdict::Unavailable(later),
+        };
+        let refused =
+            |reason| Verdict::Reject(Refused { proven: true, ..Refused::new(reason, source) });
+        if let Some(reason) = access::objection(&own, Service::Lookup) {
+            return refused(reason);
+        }
+        if !setup.masters.is(&own.address, target, service, attempt.client) {
+            return refused(Reason::Authz);
+        }
+        match self.store.owner(&target.address).await {
+            Ok(Some(mailbox)) => admit(setup.effective(mailbox), service, source, None),
+            Ok(None) => refused(Reason::Unknown),
+            Err(error) => Verdict::Unavailable(Later {
+                reason: Reason::StoreUnavailable,
+                detail: Some(error.to_string().into()),
+            }),
+        }
+    }
+
     /// Forgets what is remembered of a name, and of the account it leads to under any other name; how many entries
     /// that were.
     pub async fn forget(&self, name: &str) -> usize {
@@ -253,14 +320,28 @@ impl Authenticator {
     async fn account(&self, name: &str) -> Option<Arc<Record>> {
         let login = Login::parse(name.as_bytes(), &self.setup.load().names).ok()?;
         // Without the store only the names themselves are found.
-        let link = self.store.owner(&login.address).await.ok()??.link?;
-        self.memory.account(&account_key(&link.profile, &link.id))
+        let mailbox = self.store.owner(&login.address).await.ok()??;
+        self.memory.account(&asking::stored_account(&mailbox)?)
     }
 
     /// An administrator changed a mailbox: effective at the next request of every door.
     pub fn mailbox_changed(&self, mailbox: &Mailbox) {
         let setup = self.setup.load();
         self.memory.mailbox_changed(&setup.effective(mailbox.clone()));
+    }
+
+    /// An administrator changed who checks the password of a mailbox, or that password: what is remembered of it is
+    /// forgotten.
+    pub fn credentials_changed(&self, mailbox: &Mailbox) {
+        self.mailbox_changed(mailbox);
+        let local = Person::local(mailbox.id);
+        let linked = mailbox.link.as_ref().map(|link| account_key(&link.profile, &link.id));
+        for account in [Some(account_key(&local.profile, &local.id)), linked].into_iter().flatten()
+        {
+            if let Some(record) = self.memory.account(&account) {
+                self.memory.forget_account(&record);
+            }
+        }
     }
 
     /// The running setup.
@@ -330,8 +411,13 @@ impl Authenticator {
         };
         let service = attempt.service.map_or("unknown", Service::as_str);
         self.metrics.login(&attempt.door, service, outcome, took);
+        let (login, master) = match attempt.authzid.as_slice() {
+            [] => (&attempt.login, None),
+            _ => (&attempt.authzid, Some(attempt.login.as_slice())),
+        };
         let record = journal::Record {
-            login: &attempt.login,
+            login,
+            master,
             mailbox,
             service: &attempt.service_name,
             client: attempt.client,
@@ -354,15 +440,12 @@ impl Refused {
     }
 }
 
-/// What can be said without anybody's word: a login and a service, or why not.
-fn known_at_once(setup: &Setup, attempt: &Attempt) -> Result<(Login, Service), Reason> {
-    if !attempt.authzid.is_empty() {
-        return Err(Reason::Authz);
-    }
+/// What can be said without anybody's word: who and for what, or why not.
+fn known_at_once(setup: &Setup, attempt: &Attempt) -> Result<(Who, Service), Reason> {
     let service = attempt.service.ok_or(Reason::UnknownService)?;
-    let login = Login::parse(&attempt.login, &setup.names).map_err(|_| Reason::BadName)?;
+    let who = masters::who(setup, attempt).map_err(|_| Reason::BadName)?;
     if attempt.password.is_well_formed() {
-        Ok((login, service))
+        Ok((who, service))
     } else {
         Err(Reason::BadPasswordForm)
     }

@@ -4,13 +4,15 @@ use clap::Args;
 
 use super::diagnosis::Diagnosis;
 use super::{Context, Exit, Stopped, remote};
+use crate::auth::password::{self, Checked};
 use crate::auth::{Reason, Service, objection, refusal_reason};
 use crate::clock;
 use crate::directory::{Directories, Finding, Profile, Share, Wanted};
 use crate::identity::Login;
 use crate::person::{AccountState, Person};
 use crate::provision::{self, Rules};
-use crate::store::{Mailbox, Store};
+use crate::secret::Password;
+use crate::store::{Mailbox, Provider, Store};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -68,26 +70,29 @@ impl<'a> Case<'a> {
             .owner(&self.login.address)
             .await
             .map_err(|error| Stopped::new(Exit::Unreachable, format!("store: {error}")))?;
-        if let Some(mailbox) = &stored
-            && let Some(link) = &mailbox.link
-        {
-            let text = format!(
-                "{} (template {}) is linked to {} {}",
-                mailbox.address, mailbox.settings.template, link.profile, link.id
-            );
-            diagnosis.note("mailbox", text);
-            let profile = self.directories.profile(&link.profile).cloned();
+        if let Some(mailbox) = &stored {
+            let link = mailbox.link.as_ref();
+            let linked = link
+                .map_or(String::new(), |link| format!(", linked to {} {}", link.profile, link.id));
+            let template = &mailbox.settings.template;
+            diagnosis.note("mailbox", format!("{} (template {template}){linked}", mailbox.address));
+        }
+        if let Some(Provider::Directory(name)) = stored.as_ref().map(|mailbox| &mailbox.provider) {
+            let profile = self.directories.profile(name).cloned();
             if profile.as_ref().is_some_and(|profile| !profile.takes_logins()) {
-                let text = format!("directory {} takes no logins (auth.enabled)", link.profile);
-                diagnosis.bad("route", text);
+                diagnosis.bad("route", format!("directory {name} takes no logins (auth.enabled)"));
                 return Ok(Route { profiles: Vec::new(), stored, refused: true });
             }
             if profile.is_none() {
-                diagnosis.bad("route", format!("directory {} is not configured", link.profile));
+                diagnosis.bad("route", format!("directory {name} is not configured"));
             } else {
-                diagnosis.good("route", format!("directory {} (the mailbox's own)", link.profile));
+                diagnosis.good("route", format!("directory {name} (the mailbox's own)"));
             }
             return Ok(Route { profiles: profile.into_iter().collect(), stored, refused: false });
+        }
+        if stored.is_some() {
+            diagnosis.good("route", "checked here (provider local); no directory is asked");
+            return Ok(Route { profiles: Vec::new(), stored, refused: true });
         }
         let domain = self.login.address.domain();
         let route = self.directories.route(domain).to_vec();
@@ -98,6 +103,48 @@ impl<'a> Case<'a> {
             diagnosis.good("route", format!("{domain} is asked at {}", names.join(", ")));
         }
         Ok(Route { profiles: route, stored, refused: false })
+    }
+
+    /// The verdict on a mailbox whose password is checked here. Without a password: could there be a login at all?
+    pub(super) async fn judge_here(
+        &self,
+        mailbox: &Mailbox,
+        password: Option<&Password>,
+        diagnosis: &mut Diagnosis,
+    ) -> Result<Exit, Stopped> {
+        let unreachable = |error| Stopped::new(Exit::Unreachable, format!("store: {error}"));
+        let Some(hash) = self.store.password_hash(mailbox.id).await.map_err(unreachable)? else {
+            diagnosis.bad("password", "it has none: gatepost mailbox set-password");
+            return Ok(diagnosis.refuse(Reason::NoPassword.as_str()));
+        };
+        let checked = password.map(|password| password::check(hash.expose(), password));
+        match checked.transpose() {
+            Ok(Some(Checked::Wrong)) => {
+                diagnosis.bad("password", Reason::WrongPassword.explanation());
+                return Ok(diagnosis.refuse(Reason::WrongPassword.as_str()));
+            }
+            Ok(Some(Checked::Right)) => diagnosis.good("password", "right"),
+            Ok(None) => diagnosis.good("password", "it has one"),
+            Err(error) => {
+                diagnosis.bad("password", error.to_string());
+                return Ok(diagnosis.later(Reason::Internal.as_str()));
+            }
+        }
+        Ok(self.access(mailbox, diagnosis))
+    }
+
+    /// May it be used?
+    fn access(&self, mailbox: &Mailbox, diagnosis: &mut Diagnosis) -> Exit {
+        match objection(mailbox, self.service) {
+            Some(reason) => {
+                diagnosis.bad("access", reason.explanation());
+                diagnosis.refuse(reason.as_str())
+            }
+            None => {
+                diagnosis.good("access", format!("{} is allowed", self.service.as_str()));
+                diagnosis.accept()
+            }
+        }
     }
 
     /// What would become of the mailbox, and whether it could be used.
@@ -139,16 +186,7 @@ impl<'a> Case<'a> {
         for report in &plan.reports {
             diagnosis.note("report", report.to_string());
         }
-        Ok(match objection(&plan.mailbox, self.service) {
-            Some(reason) => {
-                diagnosis.bad("access", reason.explanation());
-                diagnosis.refuse(reason.as_str())
-            }
-            None => {
-                diagnosis.good("access", format!("{} is allowed", self.service.as_str()));
-                diagnosis.accept()
-            }
-        })
+        Ok(self.access(&plan.mailbox, diagnosis))
     }
 }
 
@@ -171,6 +209,9 @@ async fn explain(
     let remembered = remote::remembered(context, &case.control, &arguments.user).await;
     diagnosis.note("memory", remembered);
     let route = case.route(diagnosis).await?;
+    if let Some(mailbox) = route.local() {
+        return case.judge_here(mailbox, None, diagnosis).await;
+    }
     if let Some(exit) = route.nobody_to_ask(diagnosis) {
         return Ok(exit);
     }
@@ -200,6 +241,11 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// The mailbox, if its password is checked here.
+    pub(super) fn local(&self) -> Option<&Mailbox> {
+        self.stored.as_ref().filter(|mailbox| mailbox.provider == Provider::Local)
+    }
+
     /// The id of the mailbox's entry.
     pub(super) fn linked(&self) -> Option<&str> {
         let link = self.stored.as_ref()?.link.as_ref()?;
@@ -211,7 +257,7 @@ impl Route {
         if !self.profiles.is_empty() {
             return None;
         }
-        Some(if self.linked().is_some() && !self.refused {
+        Some(if self.stored.is_some() && !self.refused {
             diagnosis.later(Reason::DirectoryMisconfigured.as_str())
         } else {
             diagnosis.refuse(Reason::Unknown.as_str())

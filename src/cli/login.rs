@@ -57,6 +57,9 @@ async fn test(
         return Ok(diagnosis.refuse(Reason::BadPasswordForm.as_str()));
     }
     let route = case.route(diagnosis).await?;
+    if let Some(mailbox) = route.local() {
+        return case.judge_here(mailbox, Some(password), diagnosis).await;
+    }
     if let Some(exit) = route.nobody_to_ask(diagnosis) {
         return Ok(exit);
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Context, Exit, Stopped};
 use crate::config::Loaded;
-use crate::server::control::{ControlError, MailboxChange, Reply, Request, call};
+use crate::server::control::{ControlError, Reply, Request, call};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MemoryCommand {
@@ -100,15 +100,13 @@ pub(super) async fn remembered(context: &Context, control: &Path, name: &str) ->
     }
 }
 
-/// Asks the daemon to change a mailbox; `None`: no daemon runs.
-pub(super) async fn change_mailbox(
+/// Asks the daemon to make or change a mailbox; `None`: no daemon runs.
+pub(super) async fn mailbox(
     context: &Context,
     loaded: &Loaded,
-    address: &str,
-    change: &MailboxChange,
+    request: &Request,
 ) -> Result<Option<Value>, Stopped> {
-    let request = Request::MailboxSet { address: address.to_owned(), change: change.clone() };
-    match call(context.control(loaded), &request, context.timeout).await {
+    match call(context.control(loaded), request, context.timeout).await {
         Ok(Reply::Done { value }) => Ok(Some(value)),
         Ok(other) => Err(unexpected(other)),
         Err(ControlError::NoDaemon(_)) => Ok(None),

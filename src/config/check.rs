@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::problem::Report;
 use super::{Config, layer};
 use crate::identity::Domain;
+use crate::person::LOCAL;
 
 /// The protocols that a mailbox may allow.
 pub(super) const PROTOCOLS: [&str; 5] = ["imap", "pop3", "smtp", "sieve", "dav"];
@@ -18,6 +19,7 @@ pub(super) struct Names {
 /// Brings names and hosts to their one form and reports what does not fit.
 pub(super) fn settle(config: &mut Config, report: &mut Report) {
     check_table_names(config, report);
+    check_reserved_name(config, report);
     config.domain = settle_domain_tables(std::mem::take(&mut config.domain), report);
     let names = Names {
         templates: config.template.keys().cloned().collect(),
@@ -162,6 +164,15 @@ fn settle_domain_tables<T>(
         });
     }
     settled
+}
+
+/// A directory of this name would be taken for the mailboxes whose password is checked here.
+fn check_reserved_name(config: &Config, report: &mut Report) {
+    if config.directory.contains_key(LOCAL) {
+        report.within("directory", |report| {
+            report.problem(LOCAL, "this name is taken", "another name for the directory");
+        });
+    }
 }
 
 /// Names of tables stand in logs, metrics and links.

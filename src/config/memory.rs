@@ -10,7 +10,8 @@ use super::units::{ByteSize, Span};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {
-    /// Memory for all that is remembered, in bytes. An eighth of it is for names that are nobody's.
+    /// Memory for all that is remembered of logins, in bytes. An eighth of it is for names that are nobody's. Look-ups
+    /// of addresses take up to another eighth on top.
     pub capacity: ByteSize,
     /// A proven password is answered from memory for this long; then the directory is asked again. 0: always asked.
     pub fresh: Span,

@@ -140,6 +140,11 @@ impl Work {
         for change in changes {
             match change {
                 Change::Create(_) => {}
+                Change::Link(link) => {
+                    if !self.transaction.insert_link(link, id).await? {
+                        return Ok(Next::PlanAgain);
+                    }
+                }
                 Change::Rename { .. } => {
                     if !self.rename(base).await? {
                         return Ok(Next::CommitAndPlanAgain);

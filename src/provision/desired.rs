@@ -51,12 +51,7 @@ pub fn desired(
     let settings = Settings {
         display_name: wish.display_name(),
         quota: wish.quota(template, &address)?,
-        protocols: template
-            .protocols
-            .iter()
-            .flat_map(|word| word.split_whitespace())
-            .map(|word| word.to_ascii_lowercase().into())
-            .collect(),
+        protocols: protocols(template),
         active: template.active,
         disabled_delivery: template.disabled_delivery,
         extra: wish.extra(template, filling)?,
@@ -376,6 +371,52 @@ fn with_pinned(mut settings: Settings, stored: Option<&Mailbox>) -> Settings {
         }
     }
     settings
+}
+
+fn protocols(template: &Template) -> BTreeSet<Box<str>> {
+    let words = template.protocols.iter().flat_map(|word| word.split_whitespace());
+    words.map(|word| word.to_ascii_lowercase().into()).collect()
+}
+
+/// What a mailbox of this address gets from a template alone, for a local account.
+pub(super) fn from_template(
+    rules: &Rules,
+    address: &Address,
+    name: &str,
+) -> Result<Desired, Refusal> {
+    let template = rules.template(name).ok_or(Refusal::NoTemplate)?;
+    if !address.is_safe_in_path() {
+        return Err(Refusal::BadAddress(cut(address.as_str())));
+    }
+    let bad = |UnsafeValue| Refusal::BadAddress(cut(address.as_str()));
+    let filling = Filling { address, id: "" };
+    let alias = |text: &String| {
+        let filled = filling.fill(text, Percent::Keep).map_err(bad)?;
+        let alias = Address::parse(&filled, rules.case).map_err(|_| Refusal::BadAddress(filled))?;
+        Ok(alias)
+    };
+    let field = |(name, text): (&String, &String)| {
+        let filled = filling.fill(text, Percent::Double).map_err(bad)?;
+        Ok((name.as_str().into(), filled.into()))
+    };
+    let mut aliases = template.aliases.iter().map(alias).collect::<Result<BTreeSet<_>, _>>()?;
+    aliases.remove(address);
+    Ok(Desired {
+        address: address.clone(),
+        settings: Settings {
+            template: name.into(),
+            display_name: Box::default(),
+            quota: template.quota.0.min(MAX_QUOTA),
+            protocols: protocols(template),
+            active: template.active,
+            disabled_delivery: template.disabled_delivery,
+            extra: template.extra.iter().map(field).collect::<Result<_, _>>()?,
+        },
+        aliases,
+        tags: template.tags.iter().map(|tag| cut(tag.trim()).into()).collect(),
+        place: place(template, filling)?,
+        misfits: BTreeSet::new(),
+    })
 }
 
 fn place(template: &Template, filling: Filling<'_>) -> Result<Place, Refusal> {

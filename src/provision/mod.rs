@@ -11,7 +11,7 @@ mod template;
 mod words;
 
 pub use apply::{Applied, ApplyError, apply};
-pub use plan::{Change, Desired, Plan, Refusal, Report, desired, plan};
+pub use plan::{Change, Desired, Plan, Refusal, Report, desired, plan, plan_local};
 pub use template::{Choice, Rules};
 
 /// How often a plan is made again because somebody else changed the mailbox meanwhile.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::desired::from_template;
 pub use super::desired::{Desired, desired};
 use super::template::Rules;
 use crate::config::template::{Active, DisabledDelivery};
@@ -32,6 +33,8 @@ pub enum Change {
     Create(Box<Mailbox>),
     /// Something cannot be written from now on.
     Hold(Report),
+    /// The tie to the entry, for a mailbox that an administrator gave to its directory.
+    Link(Link),
     /// Something that could not be written is no longer wanted, or can be.
     Release(Report),
     /// An address that the directory no longer lists.
@@ -98,6 +101,11 @@ pub enum Refusal {
     NoAddress,
     /// No rule matches and there is no default.
     NoTemplate,
+    /// The mailbox's password is checked elsewhere: by another directory, or here.
+    ProviderMismatch {
+        /// Who checks it.
+        provider: Provider,
+    },
     /// The template's quota is more than the domain allows.
     QuotaExceeded,
     /// No rule matches any more, and `on_unmatched = "refuse"`.
@@ -119,7 +127,8 @@ pub fn plan(
         None => create(rules, person, protocol),
         Some(stored) => {
             check_link(rules, person, stored)?;
-            Ok(update(rules, stored, desired(rules, person, Some(stored))?))
+            let wish = desired(rules, person, Some(stored))?;
+            Ok(update(rules, stored, link(person), wish))
         }
     }
 }
@@ -131,8 +140,15 @@ pub(super) fn link(person: &Person) -> Link {
 
 fn check_link(rules: &Rules, person: &Person, stored: &Mailbox) -> Result<(), Refusal> {
     let found = link(person);
+    let is_provider =
+        matches!(&stored.provider, Provider::Directory(name) if **name == *person.profile);
     match &stored.link {
-        Some(link) if *link == found => Ok(()),
+        Some(link) if *link == found && is_provider => Ok(()),
+        // An administrator gave it to this directory: whoever has its address there is its person.
+        None if is_provider && desired(rules, person, None)?.address == stored.address => Ok(()),
+        Some(link) if *link == found => {
+            Err(Refusal::ProviderMismatch { provider: stored.provider.clone() })
+        }
         Some(link) if desired(rules, person, None)?.address == stored.address => {
             Err(Refusal::IdChanged { stored: link.clone(), found })
         }
@@ -150,6 +166,24 @@ fn create(rules: &Rules, person: &Person, protocol: Option<&str>) -> Result<Plan
         return Err(Refusal::CreationOff);
     }
     let wish = desired(rules, person, None)?;
+    let provider = Provider::Directory((&*person.profile).into());
+    new_mailbox(rules, wish, Some(link(person)), provider)
+}
+
+/// Plans a mailbox whose password is checked here, from a template alone.
+///
+/// # Errors
+/// Why there can be none.
+pub fn plan_local(rules: &Rules, address: &Address, template: &str) -> Result<Plan, Refusal> {
+    new_mailbox(rules, from_template(rules, address, template)?, None, Provider::Local)
+}
+
+fn new_mailbox(
+    rules: &Rules,
+    wish: Desired,
+    link: Option<Link>,
+    provider: Provider,
+) -> Result<Plan, Refusal> {
     match rules.domain(wish.address.domain()) {
         None => return Err(Refusal::DomainUnknown(wish.address.domain().to_string())),
         Some(domain) if !domain.active => return Err(Refusal::DomainInactive),
@@ -164,8 +198,8 @@ fn create(rules: &Rules, person: &Person, protocol: Option<&str>) -> Result<Plan
         pinned: BTreeSet::new(),
         aliases: wish.aliases.into_iter().map(|alias| (alias, Origin::Directory)).collect(),
         tags: wish.tags.into_iter().map(|tag| (tag, Origin::Directory)).collect(),
-        link: Some(link(person)),
-        provider: Provider::Directory((&*person.profile).into()),
+        link,
+        provider,
         place: wish.place,
         held: wish.misfits.clone(),
     };
@@ -177,10 +211,14 @@ fn create(rules: &Rules, person: &Person, protocol: Option<&str>) -> Result<Plan
     })
 }
 
-fn update(rules: &Rules, stored: &Mailbox, wish: Desired) -> Plan {
+fn update(rules: &Rules, stored: &Mailbox, found: Link, wish: Desired) -> Plan {
     let mut changes = Vec::new();
     let mut mailbox = stored.clone();
     let mut held = wish.misfits;
+    if stored.link.is_none() {
+        mailbox.link = Some(found.clone());
+        changes.push(Change::Link(found));
+    }
     if wish.address != stored.address {
         let to = wish.address;
         mailbox.aliases.remove(&to);

@@ -15,6 +15,7 @@ impl Change {
             Self::AddTag(_) | Self::RemoveTag(_) => "tags",
             Self::Create(_) => "created",
             Self::Hold(_) | Self::Release(_) => "held",
+            Self::Link(_) => "link",
             Self::Rename { .. } => "address",
             Self::Set { field, .. } => field.as_str(),
         }
@@ -32,6 +33,7 @@ impl fmt::Display for Change {
                 mailbox.settings.template, mailbox.settings.quota, mailbox.place.home
             ),
             Self::Hold(held) => write!(formatter, "held back: {held}"),
+            Self::Link(link) => write!(formatter, "linked to {} {}", link.profile, link.id),
             Self::Release(held) => write!(formatter, "no longer held back: {held}"),
             Self::RemoveAlias(address) => write!(formatter, "alias {address} removed"),
             Self::RemoveTag(tag) => write!(formatter, "tag {tag} removed"),
@@ -64,6 +66,9 @@ impl fmt::Display for Refusal {
             Self::NoAddress => formatter.write_str("the entry has no mail address"),
             Self::NoTemplate => {
                 formatter.write_str("no rule picks a template and there is no default")
+            }
+            Self::ProviderMismatch { provider } => {
+                write!(formatter, "the mailbox's password is checked by {provider}")
             }
             Self::QuotaExceeded => {
                 formatter.write_str("the quota is more than the domain has left")

@@ -53,6 +53,13 @@ pub enum Request {
     },
     /// Forget everything.
     MemoryForgetAll,
+    /// Make a mailbox whose password is checked here.
+    MailboxCreate {
+        /// Its address.
+        address: String,
+        /// The template it is made from.
+        template: String,
+    },
     /// Change a mailbox, in the store and in memory.
     MailboxSet {
         /// Its address.
@@ -72,6 +79,21 @@ pub enum MailboxChange {
     Disable,
     /// These fields stay as they are; the list replaces the one before.
     Pin(Vec<String>),
+    /// Its own password, as a hash.
+    Password(Hash),
+    /// Who checks its password: `local`, `ldap:NAME`.
+    Provider(String),
+}
+
+/// A password's hash on its way to the store. Never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hash(pub String);
+
+impl std::fmt::Debug for Hash {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Hash(********)")
+    }
 }
 
 /// What came of it. The kinds are what the caller does next; each has an exit code of its own.

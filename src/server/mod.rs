@@ -21,7 +21,7 @@ mod userdb;
 mod words;
 mod write_timeout;
 
-pub use operator::change_mailbox;
+pub use operator::{MailboxError, change_mailbox, create_mailbox};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

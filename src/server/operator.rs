@@ -6,8 +6,11 @@ use super::control::{MailboxChange, Reply, Request};
 use super::http::Health;
 use super::shown::Shown;
 use super::{Daemon, StartError};
+use crate::auth::password;
 use crate::identity::Address;
-use crate::store::{Field, Mailbox, Standing, Store, StoreError};
+use crate::provision::{self, Applied, ApplyError, Refusal, Rules};
+use crate::secret::Secret;
+use crate::store::{Field, Mailbox, Provider, Standing, Store, StoreError};
 
 impl Daemon {
     /// Answers one request of the control socket.
@@ -41,6 +44,7 @@ impl Daemon {
             },
             Request::MemoryForget { name } => done(&self.core.forget(&name).await),
             Request::MemoryForgetAll => done(&self.core.forget_all()),
+            Request::MailboxCreate { address, template } => self.create(&address, &template).await,
             Request::MailboxSet { address, change } => self.change(&address, &change).await,
         }
     }
@@ -69,44 +73,148 @@ impl Daemon {
         }
     }
 
-    async fn change(&self, address: &str, change: &MailboxChange) -> Reply {
-        let address = match Address::parse(address, self.core.setup().names.case) {
+    async fn create(&self, address: &str, template: &str) -> Reply {
+        let setup = self.core.setup();
+        let address = match self.address(address) {
             Ok(address) => address,
-            Err(error) => {
-                return Reply::Invalid { errors: vec![format!("{address:?}: {error}")] };
-            }
+            Err(reply) => return reply,
         };
-        match change_mailbox(self.core.store(), &address, change).await {
-            Ok(Some(mailbox)) => {
-                self.core.mailbox_changed(&mailbox);
+        match create_mailbox(self.core.store(), &setup.rules, &address, template).await {
+            Ok(mailbox) => {
+                // The name may be remembered as nobody's.
+                self.core.forget(mailbox.address.as_str()).await;
+                tracing::info!(mailbox.address = %mailbox.address, "mailbox made by an administrator");
+                done(&Shown::new(&mailbox))
+            }
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn change(&self, address: &str, change: &MailboxChange) -> Reply {
+        let address = match self.address(address) {
+            Ok(address) => address,
+            Err(reply) => return reply,
+        };
+        let setup = self.core.setup();
+        let is_directory = |name: &str| setup.directories.profile(name).is_some();
+        match change_mailbox(self.core.store(), &address, change, &is_directory).await {
+            Ok(mailbox) => {
+                match change {
+                    MailboxChange::Password(_) | MailboxChange::Provider(_) => {
+                        self.core.credentials_changed(&mailbox);
+                    }
+                    MailboxChange::Disable | MailboxChange::Enable | MailboxChange::Pin(_) => {
+                        self.core.mailbox_changed(&mailbox);
+                    }
+                }
                 tracing::info!(mailbox.address = %mailbox.address, ?change, "mailbox changed by an administrator");
                 done(&Shown::new(&mailbox))
             }
-            Ok(None) => Reply::NotFound { error: format!("no mailbox {address}") },
-            Err(error) => Reply::Unavailable { error: format!("store: {error}") },
+            Err(error) => error.into(),
+        }
+    }
+
+    fn address(&self, text: &str) -> Result<Address, Reply> {
+        Address::parse(text, self.core.setup().names.case)
+            .map_err(|error| Reply::Invalid { errors: vec![format!("{text:?}: {error}")] })
+    }
+}
+
+/// Why a mailbox was not made or changed. Nothing was done then.
+#[derive(Debug, thiserror::Error)]
+pub enum MailboxError {
+    /// There is no such mailbox.
+    #[error("no mailbox {0}")]
+    Absent(Address),
+    /// There cannot be one, or not with this.
+    #[error("{0}")]
+    Invalid(String),
+    /// The store cannot be reached.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+}
+
+impl From<MailboxError> for Reply {
+    fn from(error: MailboxError) -> Self {
+        let text = error.to_string();
+        match error {
+            MailboxError::Absent(_) => Self::NotFound { error: text },
+            MailboxError::Invalid(_) => Self::Invalid { errors: vec![text] },
+            MailboxError::Store(_) => Self::Unavailable { error: text },
         }
     }
 }
 
-/// Makes an administrator's change in the store; `None`: no such mailbox. An alias leads to its mailbox.
+/// Makes a mailbox whose password is checked here.
 ///
 /// # Errors
-/// If the store cannot be reached; nothing is changed then.
+/// Why there can be none.
+pub async fn create_mailbox(
+    store: &Store,
+    rules: &Rules,
+    address: &Address,
+    template: &str,
+) -> Result<Mailbox, MailboxError> {
+    let invalid = |refusal: &Refusal| match refusal {
+        Refusal::NoTemplate => format!("there is no template {template:?}"),
+        other => other.to_string(),
+    };
+    let plan = provision::plan_local(rules, address, template)
+        .map_err(|refusal| MailboxError::Invalid(invalid(&refusal)))?;
+    match provision::apply(store, &plan).await {
+        Ok(Applied::Done { mailbox, .. }) => Ok(*mailbox),
+        Ok(Applied::Stale { .. }) => {
+            Err(MailboxError::Invalid(format!("{address} is somebody's already")))
+        }
+        Err(ApplyError::Refused(refusal)) => Err(MailboxError::Invalid(invalid(&refusal))),
+        Err(ApplyError::Store(error)) => Err(error.into()),
+    }
+}
+
+/// Makes an administrator's change in the store. An alias leads to its mailbox. `is_directory` says whether a
+/// directory of this name is configured.
+///
+/// # Errors
+/// Nothing was changed.
 pub async fn change_mailbox(
     store: &Store,
     address: &Address,
     change: &MailboxChange,
-) -> Result<Option<Mailbox>, StoreError> {
-    let Some(mailbox) = store.owner(address).await? else { return Ok(None) };
-    let address = &mailbox.address;
-    match change {
-        MailboxChange::Disable => store.set_disabled(address, Standing::Disabled).await,
-        MailboxChange::Enable => store.set_disabled(address, Standing::Enabled).await,
+    is_directory: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Mailbox, MailboxError> {
+    let absent = || MailboxError::Absent(address.clone());
+    let mailbox = store.owner(address).await?.ok_or_else(absent)?;
+    let own = &mailbox.address;
+    let changed = match change {
+        MailboxChange::Disable => store.set_disabled(own, Standing::Disabled).await,
+        MailboxChange::Enable => store.set_disabled(own, Standing::Enabled).await,
         MailboxChange::Pin(fields) => {
             let fields: BTreeSet<Field> =
                 fields.iter().filter_map(|field| Field::parse(field)).collect();
-            store.set_pinned(address, fields).await
+            store.set_pinned(own, fields).await
         }
+        MailboxChange::Password(hash) => {
+            password::accept_hash(&hash.0)
+                .map_err(|error| MailboxError::Invalid(error.to_string()))?;
+            store.set_password(own, &Secret::new(hash.0.clone())).await
+        }
+        MailboxChange::Provider(text) => {
+            store.set_provider(own, &provider(text, is_directory)?).await
+        }
+    };
+    changed?.ok_or_else(absent)
+}
+
+/// `local`, or `ldap:` and the name of a directory.
+fn provider(
+    text: &str,
+    is_directory: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Provider, MailboxError> {
+    match text.strip_prefix("ldap:") {
+        _ if text == "local" => Ok(Provider::Local),
+        Some(name) if is_directory(name) => Ok(Provider::Directory(name.into())),
+        Some(name) => Err(MailboxError::Invalid(format!("there is no directory {name:?}"))),
+        None => Err(MailboxError::Invalid(format!("{text:?}: expected local or ldap:NAME"))),
     }
 }
 

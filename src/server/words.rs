@@ -46,6 +46,7 @@ fn proven(reason: Reason) -> Words {
         | Reason::IdChanged
         | Reason::AddressTaken
         | Reason::CreationOff
+        | Reason::ProviderMismatch
         | Reason::TemplateUnmatched => disabled("There is no mailbox for this account"),
         _ => PLAIN,
     }

@@ -5,6 +5,7 @@ use super::{Link, StoreError};
 
 statements! {
     LINKED = "SELECT mailbox FROM links WHERE profile = ? AND id = ?";
+    CUT = "DELETE FROM links WHERE mailbox = ? AND profile <> ?";
     INSERT = "INSERT INTO links (profile, id, mailbox) VALUES (?, ?, ?)" or_ignore "profile, id";
 }
 
@@ -13,6 +14,15 @@ impl Transaction {
     pub(super) async fn linked_id(&mut self, link: &Link) -> Result<Option<i64>, StoreError> {
         let row = self.row(LINKED, &[(&*link.profile).into(), (&*link.id).into()]).await?;
         row.map(|row| row.int(0)).transpose()
+    }
+
+    /// Cuts a mailbox's tie to a directory other than this.
+    pub(super) async fn cut_links_to_others(
+        &mut self,
+        mailbox: i64,
+        profile: &str,
+    ) -> Result<(), StoreError> {
+        self.execute(CUT, &[mailbox.into(), profile.into()]).await.map(drop)
     }
 
     /// Ties an entry to a mailbox; `false` if it is tied to one already.

@@ -9,6 +9,7 @@ use super::mailbox::{
 use super::{Store, StoreError, within};
 use crate::config::template::{Active, DisabledDelivery};
 use crate::identity::{Address, Case};
+use crate::secret::Secret;
 
 statements! {
     ONE = "SELECT a.address, d.active, m.template, m.display_name, m.quota, m.protocols, m.active, \
@@ -30,6 +31,9 @@ statements! {
               active = ?, disabled_delivery = ?, extra = ?, changed_at = ? WHERE id = ?";
     MOVE = "UPDATE mailboxes SET domain = ?, changed_at = ? WHERE id = ?";
     DISABLE = "UPDATE mailboxes SET disabled_by_admin = ?, changed_at = ? WHERE id = ?";
+    PROVIDE = "UPDATE mailboxes SET provider = ?, changed_at = ? WHERE id = ?";
+    PASSWORD = "UPDATE mailboxes SET password = ?, changed_at = ? WHERE id = ?";
+    HASH = "SELECT password FROM mailboxes WHERE id = ?";
     PIN = "UPDATE mailboxes SET pinned = ?, changed_at = ? WHERE id = ?";
     TAG = "INSERT INTO tags (mailbox, tag, origin) VALUES (?, ?, 'directory')"
         or_ignore "mailbox, tag";
@@ -103,6 +107,65 @@ impl Store {
     ) -> Result<Option<Mailbox>, StoreError> {
         let disabled = i64::from(standing == Standing::Disabled);
         self.set(address, DISABLE, disabled.into()).await
+    }
+
+    /// Says who checks the password from now on; the hash that is kept stays as it is. A link to another directory than
+    /// the new one is cut. `None`: no such address.
+    ///
+    /// # Errors
+    /// The store did not answer; nothing was changed.
+    pub async fn set_provider(
+        &self,
+        address: &Address,
+        provider: &Provider,
+    ) -> Result<Option<Mailbox>, StoreError> {
+        within(async {
+            let mut writing = self.begin_write().await?;
+            let Some(id) = writing.owner_id(address).await? else { return Ok(None) };
+            let now = crate::clock::unix_seconds();
+            writing.execute(PROVIDE, &[provider.word().into(), now.into(), id.into()]).await?;
+            if let Provider::Directory(profile) = provider {
+                writing.cut_links_to_others(id, profile).await?;
+            }
+            writing.touched.mailboxes.push(id);
+            let mailbox = writing.mailbox_by_id(id).await?;
+            writing.commit().await?;
+            Ok(mailbox)
+        })
+        .await
+    }
+
+    /// Keeps a password's hash for a mailbox. `None`: no such address.
+    ///
+    /// # Errors
+    /// The store did not answer; nothing was changed.
+    pub async fn set_password(
+        &self,
+        address: &Address,
+        hash: &Secret,
+    ) -> Result<Option<Mailbox>, StoreError> {
+        self.set(address, PASSWORD, hash.expose().into()).await
+    }
+
+    /// The hash of a mailbox's own password, if it has one.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn password_hash(&self, id: i64) -> Result<Option<Secret>, StoreError> {
+        within(async {
+            let row = self.begin_read().await?.row(HASH, &[id.into()]).await?;
+            let hash = row.as_ref().map(|row| row.optional_text(0)).transpose()?.flatten();
+            Ok(hash.map(Secret::new))
+        })
+        .await
+    }
+
+    /// The mailbox with that number.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn mailbox_numbered(&self, id: i64) -> Result<Option<Mailbox>, StoreError> {
+        within(async { self.begin_read().await?.mailbox_by_id(id).await }).await
     }
 
     /// Says which fields logins must leave as they are. `None`: no such address.

@@ -21,7 +21,7 @@ impl World {
     /// like anybody. zoidberg, hermes and the professor were never here.
     fn start(home: Home, judge: impl FnOnce(u16) -> Judge) -> Self {
         let slapd = Slapd::with(Wish { ppolicy: true, ..Wish::default() });
-        slapd.must_change_password("bender");
+        slapd.must_change("bender");
         let place = Place::new(home);
         let mut configuration = Configuration::new(&slapd).for_other_ways(&place);
         configuration.set(

@@ -19,9 +19,11 @@ mod main_job;
 
 mod dialogues;
 mod directory_changes;
+mod door_table;
 mod dovecot24;
 mod dovecot_ways;
 mod hostile;
+mod local_accounts;
 mod outages;
 mod shim;
 mod storm;

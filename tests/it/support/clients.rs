@@ -5,10 +5,13 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+
+use super::{printed, program};
 
 /// Longer than any deadline of a login, shorter than Dovecot's patience.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -182,7 +185,20 @@ impl AuthClient {
         user: impl AsRef<[u8]>,
         password: impl AsRef<[u8]>,
     ) {
-        let response = plain(user.as_ref(), password.as_ref());
+        self.ask_plain(id, fields, "", user, password);
+    }
+
+    /// The same with an authorization id.
+    pub(crate) fn ask_plain(
+        &mut self,
+        id: u32,
+        fields: &str,
+        authzid: &str,
+        user: impl AsRef<[u8]>,
+        password: impl AsRef<[u8]>,
+    ) {
+        let parts = [authzid.as_bytes(), b"\0", user.as_ref(), b"\0", password.as_ref()];
+        let response = STANDARD.encode(parts.concat());
         self.line.send_raw(format!("AUTH\t{id}\tPLAIN\t{fields}\tresp={response}\n").as_bytes());
     }
 
@@ -272,4 +288,49 @@ impl Line {
 
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// curl logs in and does nothing; `url` such as `imap://127.0.0.1:143`. Its exit code: 0 in, 67 refused.
+pub(crate) fn curl(url: &str, user: &str, password: &str) -> String {
+    let mut command = program("curl", "curl");
+    command.args(["-sS", "--max-time", "40", "--login-options", "AUTH=PLAIN", "--url", url]);
+    command.args(["-u", &format!("{user}:{password}")]);
+    // A command that needs no mailbox; POP3 has none but a look at the list.
+    match url.starts_with("pop3") {
+        true => command.arg("-I"),
+        false => command.args(["-X", "NOOP"]),
+    };
+    exit_code(&mut command)
+}
+
+/// swaks says AUTH PLAIN; its exit code (0 in, 28 not) and the server's answer.
+pub(crate) fn swaks(port: u16, user: &str, password: &str) -> String {
+    let mut command = program("swaks", "swaks");
+    command.args(["--server", &format!("127.0.0.1:{port}"), "--auth", "PLAIN"]);
+    command.args(["--auth-user", user, "--auth-password", password, "--quit-after", "AUTH"]);
+    let output = command.output().unwrap();
+    let printed = printed(&output);
+    let answers = printed.lines().filter_map(|line| line.get(..4).zip(line.get(4..)));
+    let mut answers = answers.filter(|(mark, _)| ["<** ", "<~* ", "<-  "].contains(mark));
+    let is_auth = |text: &str| {
+        ["235", "535", "454", "435", "525"].iter().any(|code| text.trim().starts_with(code))
+    };
+    let answer = answers.find(|(_, text)| is_auth(text)).map_or("", |(_, text)| text.trim());
+    format!("exit {}: {answer}", output.status.code().unwrap_or(-1))
+}
+
+/// sieve-connect lists the scripts. Its exit code: 0 in, 255 refused.
+pub(crate) fn sieve_connect(port: u16, user: &str, password: &str) -> String {
+    let mut command = program("sieve-connect", "sieve-connect");
+    command.args(["-s", "127.0.0.1", "-p", &port.to_string(), "-u", user]);
+    command.args(["--passwordfd", "0", "--notlsverify", "--list"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdin.take().unwrap().write_all(format!("{password}\n").as_bytes()));
+    format!("exit {}", child.wait().unwrap().code().unwrap_or(-1))
+}
+
+fn exit_code(command: &mut Command) -> String {
+    let output = command.stdout(Stdio::null()).stderr(Stdio::null()).output().unwrap();
+    format!("exit {}", output.status.code().unwrap_or(-1))
 }

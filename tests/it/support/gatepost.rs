@@ -88,6 +88,11 @@ impl Configuration {
         *body = others.chain([format!("{key} = {value}").as_str()]).collect::<Vec<_>>().join("\n");
     }
 
+    /// The file of the store.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.path("gatepost.db")
+    }
+
     /// The unix socket that speaks Dovecot's auth client protocol.
     pub(crate) fn auth_socket(&self) -> PathBuf {
         self.path("auth")
@@ -230,6 +235,13 @@ impl Gatepost {
     pub(crate) fn hup(&self) {
         self.configuration.write();
         self.running.as_ref().expect("gatepost runs").signal(Signal::HUP);
+    }
+
+    /// Takes the store's file away, as a broken disk or mount would, or brings it back.
+    pub(crate) fn store_is_there(&self, there: bool) {
+        let (file, away) = (self.configuration.database(), self.configuration.path("away.db"));
+        let (from, to) = if there { (away, file) } else { (file, away) };
+        fs::rename(from, to).unwrap();
     }
 
     /// SIGKILL.

@@ -1,6 +1,7 @@
 //! Private instances of the real programs. Each has its own directory and free loopback ports, so that any number of
 //! tests run beside each other; each is stopped by its own process id when it is dropped.
 
+pub(crate) mod answers;
 pub(crate) mod clients;
 pub(crate) mod dovecot;
 pub(crate) mod gatepost;

@@ -174,12 +174,13 @@ impl Slapd {
         ));
     }
 
-    /// An administrator has set this person's password: it must be changed first. Needs [`Wish::ppolicy`].
-    pub(crate) fn must_change_password(&self, uid: &str) {
+    /// Whoever is to change their password may do nothing else; for a directory with `ppolicy`.
+    pub(crate) fn must_change(&self, uid: &str) {
         self.modify(&format!(
-            "dn: cn=default,ou=services,{BASE}\nchangetype: modify\nreplace: pwdMustChange\npwdMustChange: TRUE\n"
+            "dn: cn=default,ou=services,{BASE}\nchangetype: modify\nreplace: pwdMustChange\npwdMustChange: TRUE\n\n\
+             dn: {}\nchangetype: modify\nreplace: pwdReset\npwdReset: TRUE\n",
+            dn_of(uid)
         ));
-        self.set_attribute(uid, "pwdReset", "TRUE");
     }
 
     /// Moves somebody to another organisational unit: same entry, other DN.
