@@ -21,6 +21,8 @@
 //! A new protocol is a file beside `dovecot.rs` with a [`Peer`], an arm in [`connect`], a folder of dialogues, and a
 //! door in tests/it/dialogues.rs. A codec without a session of its own is a few lines: parse, look up, encode.
 
+mod checkpassword;
+mod dict;
 mod dovecot;
 #[path = "../../tests/dialogues/script.rs"]
 mod script;
@@ -35,6 +37,8 @@ use script::{Dialogue, Found, Step, read_dialogues};
 /// The protocol of a dialogue's `socket` line.
 fn connect(socket: &str) -> Box<dyn Peer> {
     match socket {
+        "checkpassword" => Box::new(checkpassword::CheckpasswordPeer),
+        "dict" => Box::new(dict::DictPeer::new()),
         "login" | "client" => Box::new(dovecot::AuthPeer::new(socket)),
         "master" | "userdb" => Box::new(dovecot::MasterPeer::new(socket)),
         other => panic!("no such socket: {other}"),
@@ -71,8 +75,9 @@ struct Heard {
     is_closed: bool,
 }
 
-/// The people of the scripted core: joe's password is "secret"; ann is disabled, old has expired, down is where the
-/// directory and the store do not answer, slow gets in at the end. Everything lives in example.org.
+/// The people of the scripted core, and of the directory behind the daemon. joe's password is "secret"; ann's mailbox
+/// is disabled; old must choose a new password; example.net's directory does not answer, and mail for down@example.net
+/// is put off; slow gets in at the end. Who says no domain is in example.org.
 struct People;
 
 /// What the core says to a login.
@@ -95,7 +100,7 @@ enum Place {
 }
 
 impl People {
-    const MAILBOXES: [&str; 2] = ["joe@example.org", "ann@example.org"];
+    const MAILBOXES: [&str; 3] = ["ann@example.org", "down@example.net", "joe@example.org"];
 
     fn login(name: &[u8], password: &[u8]) -> Word {
         match (name, password) {
@@ -103,7 +108,7 @@ impl People {
             (b"slow", _) => Word::Slow,
             (b"ann", b"secret") => Word::Disabled,
             (b"old", b"secret") => Word::Expired,
-            (b"down", _) => Word::Later,
+            (b"down@example.net", _) => Word::Later,
             _ => Word::Wrong,
         }
     }
@@ -111,7 +116,7 @@ impl People {
     fn look_up(name: &[u8]) -> Place {
         match name {
             b"joe" | b"joe@example.org" => Place::Home,
-            b"down" => Place::Later,
+            b"down@example.net" => Place::Later,
             _ => Place::Nobody,
         }
     }
@@ -240,7 +245,7 @@ fn every_protocol_has_its_dialogues() {
         assert_ne!(dialogue.only_session.as_deref(), Some(""), "{}: why?", dialogue.name);
         *counts.entry(dialogue.name.split('/').next().unwrap().to_owned()).or_insert(0) += 1;
     }
-    let too_few: Vec<_> = [("dovecot-auth", 37), ("dovecot-master", 9)]
+    let too_few: Vec<_> = [("dovecot-auth", 39), ("dovecot-master", 11)]
         .into_iter()
         .filter(|(folder, least)| counts.get(*folder).is_none_or(|count| count < least))
         .collect();

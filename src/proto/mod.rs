@@ -2,6 +2,7 @@
 //!
 //! Every parser is bounded: a length is checked before anything of that length is kept.
 
+pub mod checkpassword;
 pub mod dovecot;
 pub mod handover;
 pub mod http;

@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 
 use tokio_util::sync::CancellationToken;
 
+use super::checkpassword;
 use super::control;
 use super::door::{Door, Shared};
 use super::dovecot::{self, AuthDoor};
+use super::dovecot_dict::{self, DictDoor};
 use super::dovecot_master::{self, MasterDoor, Reader};
 use super::handover::{self, HandOver, HandedSocket, Peers};
 use super::http::{self, HttpDoor};
@@ -18,6 +20,7 @@ use super::{Daemon, StartError};
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
 use crate::proto::dovecot::auth::SocketKind;
+use crate::proto::dovecot::dict::PasswordKey;
 use crate::proto::dovecot::master::MasterKind;
 use crate::proto::handover::{HandedKind, Place};
 
@@ -28,6 +31,8 @@ const CONTROL_CONNECTIONS: usize = 32;
 enum Speaks {
     Auth(Arc<AuthDoor>, SocketKind),
     Master(Arc<MasterDoor>, MasterKind, Openness),
+    Checkpassword(Arc<Door>),
+    Dict(Arc<DictDoor>),
     Http(Arc<HttpDoor>, Option<Arc<Certificates>>),
     HandOver(Peers, Arc<Listen>),
     /// The command line's requests.
@@ -62,6 +67,16 @@ fn openness(place: &Place, listen: &Listen) -> Openness {
         }
         Err(_) => Openness::All(readers),
     }
+}
+
+/// What a dovecot-master door of our own speaks: whoever could open a socket of everybody's could claim the logins of
+/// others, if they learned a cookie, and a TCP peer's process cannot be compared with the one that claims.
+fn who_may_claim(listen: &Listen) -> (MasterKind, Openness) {
+    if listen.mode.0 & 0o002 != 0 && listen.path.is_some() {
+        return (MasterKind::Userdb, Openness::All(own_uid()));
+    }
+    let kind = if listen.path.is_some() { MasterKind::Master } else { MasterKind::Userdb };
+    (kind, Openness::Some)
 }
 
 fn reader(peer: Peer, openness: &Openness) -> Reader {
@@ -108,15 +123,18 @@ impl Daemon {
             }
             Protocol::DovecotAuth => Speaks::Auth(self.auth_door(name, listen), SocketKind::Client),
             Protocol::DovecotMaster => {
-                let open = listen.mode.0 & 0o002 != 0;
-                let openness = if open { Openness::All(own_uid()) } else { Openness::Some };
-                Speaks::Master(self.master_door(name, listen), MasterKind::Userdb, openness)
+                let (kind, openness) = who_may_claim(listen);
+                Speaks::Master(self.master_door(name, listen), kind, openness)
             }
-            Protocol::Checkpassword
-            | Protocol::DovecotDict
-            | Protocol::PostfixPolicy
-            | Protocol::Saslauthd
-            | Protocol::Socketmap => Speaks::Nothing,
+            Protocol::Checkpassword => Speaks::Checkpassword(Arc::new(self.door(name, listen))),
+            Protocol::DovecotDict => match PasswordKey::parse(listen.password_key.expose()) {
+                Some(key) => {
+                    Speaks::Dict(Arc::new(DictDoor { door: self.door(name, listen), key }))
+                }
+                // The configuration's own check refuses what is no key.
+                None => Speaks::Nothing,
+            },
+            Protocol::PostfixPolicy | Protocol::Saslauthd | Protocol::Socketmap => Speaks::Nothing,
             Protocol::Http => {
                 let certificates = self.certificates.get(&*name).cloned();
                 let parts = self.http_parts(self.door(Arc::clone(&name), listen));
@@ -224,6 +242,12 @@ impl Daemon {
             Speaks::Master(door, kind, openness) => {
                 let reader = reader(peer, openness);
                 dovecot_master::serve(stream, Arc::clone(door), *kind, reader, shutdown).await
+            }
+            Speaks::Checkpassword(door) => {
+                checkpassword::serve(stream, Arc::clone(door), peer, shutdown).await
+            }
+            Speaks::Dict(door) => {
+                dovecot_dict::serve(stream, Arc::clone(door), peer, shutdown).await
             }
             Speaks::Http(door, None) => {
                 http::serve(stream, peer, Arc::clone(door), shutdown).await;

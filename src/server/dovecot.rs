@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::claims::{Claim, Claims, Place};
 use super::door::Door;
 use super::listener::Peer;
+use super::patience::Patience;
 use super::words;
 use super::write_timeout::write_out;
 use crate::auth::{Accepted, Attempt, Credentials, Later, Reason, Refused, Service, Verdict};
@@ -53,7 +54,6 @@ impl Deref for AuthDoor {
 struct Driver<S> {
     stream: S,
     door: Arc<AuthDoor>,
-    kind: SocketKind,
     /// The peer may say where its client is (login.md D-2).
     believed: bool,
     /// The process at the other end of a unix socket.
@@ -62,6 +62,7 @@ struct Driver<S> {
     cookie: [u8; 16],
     place: Option<Place>,
     input: BytesMut,
+    patience: Patience,
     output: Vec<u8>,
     asking: JoinSet<Result<Verdict, JoinError>>,
     /// Which request each task answers.
@@ -108,13 +109,13 @@ where
     let mut driver = Driver {
         stream,
         door,
-        kind,
         believed,
         peer: peer.credentials,
         session,
         cookie,
         place: None,
         input: BytesMut::with_capacity(READ_BYTES),
+        patience: Patience::default(),
         output,
         asking: JoinSet::new(),
         asked: HashMap::new(),
@@ -143,6 +144,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                     self.read_requests().await?;
                 }
                 Some(done) = self.asking.join_next_with_id() => self.task_done(done),
+                () = self.patience.over(), if !self.closing => {
+                    self.door.metrics.protocol_error(&self.door.name);
+                    return Err(Patience::exhausted());
+                }
                 () = tokio::time::sleep_until(due.unwrap_or_else(clock::now).into()), if due.is_some() => {}
                 () = shutdown.cancelled(), if !self.closing => self.closing = true,
             }
@@ -167,11 +172,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         if self.session.open_requests() > 0 {
             self.session.drop_stale(now, PROMPT_LIMIT);
         }
+        let unread = self.input.len();
         while self.has_room() && !self.closing {
             match self.session.next_event(&mut self.input, &mut self.output, now) {
                 Ok(None) => break,
                 Ok(Some(Event::Hello { client_pid })) => {
-                    if self.kind == SocketKind::Login {
+                    // Dovecot's login processes may be led to a door of ours as well; without a process id nothing
+                    // could be claimed.
+                    if client_pid != 0 {
                         self.place = Some(self.door.claims.open(self.cookie, client_pid));
                     }
                 }
@@ -189,6 +197,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, error));
                 }
             }
+        }
+        // Without room nothing is read, and the peer cannot finish what it began.
+        if self.input.len() < unread || !self.has_room() {
+            self.patience.rest();
+        }
+        if self.has_room() {
+            self.patience.wants_more(&self.input);
         }
         Ok(())
     }

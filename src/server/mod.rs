@@ -2,16 +2,19 @@
 //!
 //! The only layer that knows a protocol and the core.
 
+mod checkpassword;
 mod claims;
 pub mod control;
 mod door;
 mod doors;
 mod dovecot;
+mod dovecot_dict;
 mod dovecot_master;
 pub mod handover;
 pub mod http;
 pub mod listener;
 mod operator;
+mod patience;
 pub mod shown;
 mod tls;
 mod userdb;

@@ -17,9 +17,11 @@ mod peers;
 
 mod main_job;
 
+mod dialogues;
 mod directory_changes;
 mod door_table;
 mod dovecot24;
+mod dovecot_ways;
 mod hostile;
 mod http_doors;
 mod local_accounts;

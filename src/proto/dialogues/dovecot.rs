@@ -12,7 +12,7 @@ use crate::proto::dovecot::master::{
 
 const COOKIE: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 const SERVER_PID: u32 = 4242;
-const JOE: &str = People::MAILBOXES[0];
+const JOE: &str = "joe@example.org";
 
 pub(super) struct AuthPeer {
     session: Session,
@@ -48,6 +48,12 @@ impl Peer for AuthPeer {
             Some(Event::Hello { client_pid }) => heard.events.push(format!("hello {client_pid}")),
             Some(Event::Cancelled(id)) => heard.events.push(format!("cancelled {id}")),
             Some(Event::Request(request)) => match decide(&request) {
+                // Who would take it for a wrong password is cut off instead (login.md D-3).
+                Some(Reply::Fail { code: Some(FailCode::TempFail), .. })
+                    if self.session.client_minor() < 2 =>
+                {
+                    heard.is_closed = true;
+                }
                 Some(reply) => {
                     self.session.answer(request.id, &reply, &mut heard.output);
                 }
@@ -85,6 +91,7 @@ impl Peer for MasterPeer {
 fn decide(request: &AuthRequest) -> Option<Reply<'_>> {
     let given = &request.credentials;
     let user = std::str::from_utf8(&given.authcid).ok();
+    let user = user.filter(|user| !user.contains(char::is_control));
     let fail = |code, reason| Some(Reply::Fail { user, code, reason });
     if !given.authzid.is_empty() {
         return fail(Some(FailCode::AuthzFail), None);
@@ -93,8 +100,8 @@ fn decide(request: &AuthRequest) -> Option<Reply<'_>> {
         Word::Accept => Some(Reply::Ok { user: JOE, fields: &[] }),
         Word::Slow => None,
         Word::Wrong => fail(None, None),
-        Word::Disabled => fail(Some(FailCode::UserDisabled), None),
-        Word::Expired => fail(Some(FailCode::PassExpired), Some("Password expired")),
+        Word::Disabled => fail(Some(FailCode::UserDisabled), Some("This mailbox is disabled")),
+        Word::Expired => fail(Some(FailCode::PassExpired), None),
         Word::Later => fail(Some(FailCode::TempFail), None),
     }
 }
@@ -108,10 +115,8 @@ fn look_up(command: &Command, output: &mut Vec<u8>) {
                 (Place::Home, Command::User { .. }) => {
                     MasterReply::User { id: *id, user: JOE, fields: &place }
                 }
-                (Place::Home, _) => {
-                    MasterReply::Pass { id: *id, user: JOE, fields: &[("nologin", "")] }
-                }
-                (Place::Later, _) => MasterReply::Fail { id: *id, reason: Some("store\nis away") },
+                (Place::Home, _) => MasterReply::Pass { id: *id, user: JOE, fields: &[] },
+                (Place::Later, _) => MasterReply::Fail { id: *id, reason: None },
                 (Place::Nobody, _) => MasterReply::NotFound { id: *id },
             };
             reply.encode(output);
