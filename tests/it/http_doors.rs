@@ -11,7 +11,7 @@ use crate::support::clients::{
     curl as knock_with_curl, exchange, http, imap_login, imap_plain, pop3_login, pop3_plain,
     smtp_auth_login, smtp_login, smtp_recipient, swaks,
 };
-use crate::support::dovecot::{Dovecot, Home, Judge, Place};
+use crate::support::dovecot::{Dovecot, Home, Judge, Place, TOKEN};
 use crate::support::gatepost::{Configuration, Gatepost};
 use crate::support::nginx::{MailPorts, Nginx};
 use crate::support::postfix::Postfix;
@@ -394,28 +394,54 @@ fn a_certificate_that_cannot_be_used_keeps_the_daemon_from_starting() {
     }
 }
 
-/// The door of contrib/mailcow/gatepost.toml, on a port and with files of the test's own.
-fn mailcow(configuration: &mut Configuration, temp_failure: &str) -> u16 {
+/// A door of contrib/mailcow/gatepost.toml, on a port and with files of the test's own.
+fn pasted_door(configuration: &mut Configuration, door: &str, more: &str) -> u16 {
     let file = include_str!("../../contrib/mailcow/gatepost.toml");
-    let (_, rest) = file.split_once("[listen.mailcow]\n").unwrap();
+    let (_, rest) = file.split_once(&format!("[listen.{door}]\n")).unwrap();
     let (table, _) = rest.split_once("\n[").unwrap();
     let port = free_port();
     let files = configuration.path("");
     make_certificates(&files);
+    fs::write(files.join("token"), TOKEN).unwrap();
+    let file = |name: &str| files.join(name).display().to_string();
     let table = [
         ("0.0.0.0:9082", format!("127.0.0.1:{port}")),
-        ("/etc/gatepost/mailcow.pem", files.join("server.pem").display().to_string()),
-        ("/etc/gatepost/mailcow.key", files.join("server.key").display().to_string()),
+        ("0.0.0.0:8420", format!("127.0.0.1:{port}")),
+        ("/etc/gatepost/mailcow.pem", file("server.pem")),
+        ("/etc/gatepost/mailcow.key", file("server.key")),
+        ("/etc/gatepost/mailcow.token", file("token")),
         ("172.22.1.0/24", "127.0.0.0/8".to_owned()),
         ("172.22.1.250", "127.0.0.1".to_owned()),
     ]
     .into_iter()
-    .fold(table.to_owned(), |table, (from, to)| {
-        assert!(table.contains(from), "the file for pasting holds no {from:?}");
-        table.replace(from, &to)
-    });
-    configuration.set("listen.mailcow", &format!("{table}\ntemp_failure = \"{temp_failure}\""));
+    .fold(table.to_owned(), |table, (from, to)| table.replace(from, &to));
+    assert!(!table.contains("/etc/") && !table.contains("172.22"), "not replaced: {table}");
+    configuration.set(&format!("listen.{door}"), &format!("{table}\n{more}"));
     port
+}
+
+fn mailcow(configuration: &mut Configuration, temp_failure: &str) -> u16 {
+    pasted_door(configuration, "mailcow", &format!("temp_failure = \"{temp_failure}\""))
+}
+
+#[test]
+fn mailcows_dovecot_lets_people_in_by_the_lines_for_its_extra_conf() {
+    let mut slapd = Slapd::start();
+    let place = Place::new(Home::Host);
+    let mut configuration = Configuration::new(&slapd).for_other_ways(&place);
+    let port = pasted_door(&mut configuration, "dovecot", "");
+    let gatepost = configuration.start();
+    let dovecot = Dovecot::start(place, Judge::Mailcow(port));
+    let login = |uid: &str, password: &str| imap_login(dovecot.imap, &mail_of(uid), password);
+
+    let reply = login("fry", &password_of("fry"));
+    assert!(reply.starts_with("a OK"), "{reply}: {} {}", dovecot.log(), gatepost.log());
+    let reply = login("fry", "wrong");
+    assert!(reply.starts_with("a NO [AUTHENTICATIONFAILED]"), "{reply}");
+    slapd.stop();
+    let reply = login("zoidberg", &password_of("zoidberg"));
+    assert!(reply.starts_with("a NO [UNAVAILABLE]"), "{reply}");
+    assert!(login("fry", &password_of("fry")).starts_with("a OK"));
 }
 
 /// As mailcow's script asks: a connection of its own, TLS with any certificate, the fields content-type and
@@ -506,7 +532,8 @@ fn the_configuration_for_mailcow_is_one() {
     let secret = directory.path().join("password");
     fs::write(&secret, "x").unwrap();
     let text = include_str!("../../contrib/mailcow/gatepost.toml")
-        .replace("/etc/gatepost/corp.password", secret.to_str().unwrap());
+        .replace("/etc/gatepost/corp.password", secret.to_str().unwrap())
+        .replace("/etc/gatepost/mailcow.token", secret.to_str().unwrap());
     let file = directory.path().join("gatepost.toml");
     fs::write(&file, text).unwrap();
     let mut command = program(env!("CARGO_BIN_EXE_gatepost"), "gatepost");

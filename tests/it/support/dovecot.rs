@@ -40,9 +40,14 @@ pub(crate) enum Judge {
     Dict,
     /// The same with contrib/dovecot-lua; the port of gatepost's http door.
     Lua(u16),
+    /// The same with contrib/mailcow's extra.conf, with [`TOKEN`] for the door (2.3).
+    Mailcow(u16),
     /// Login and mail processes ask gatepost's own sockets, as contrib/dovecot-sockets shows. ManageSieve cannot.
     Sockets,
 }
+
+/// What a door may want from those who ask it.
+pub(crate) const TOKEN: &str = "let-me-ask";
 
 impl Judge {
     /// Paths as in what is for pasting, below a directory of the test's own.
@@ -53,6 +58,7 @@ impl Judge {
                 include_str!("../../../contrib/checkpassword/dovecot-2.3.conf")
             }
             (Self::Dict, _) => include_str!("../../../contrib/dovecot-dict/dovecot-2.3.conf"),
+            (Self::Mailcow(_), _) => include_str!("../../../contrib/mailcow/extra.conf"),
             (Self::Lua(_), Version::V23) => {
                 include_str!("../../../contrib/dovecot-lua/dovecot-2.3.conf")
             }
@@ -78,6 +84,9 @@ impl Judge {
         }
         match self {
             Self::Lua(port) => text.replace("127.0.0.1:8420", &format!("127.0.0.1:{port}")),
+            Self::Mailcow(port) => text
+                .replace("127.0.0.1:8420", &format!("127.0.0.1:{port}"))
+                .replace("token = \"\"", &format!("token = {TOKEN:?}")),
             _ => text,
         }
     }
@@ -301,7 +310,7 @@ fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let sieve = if has_sieve(judge) { "sieve " } else { "" };
     let judge = match judge {
         Judge::Gatepost | Judge::Sockets => String::new(),
-        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) => {
+        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) | Judge::Mailcow(_) => {
             "auth_mechanisms = plain login\n".into()
         }
         Judge::Static => format!(
@@ -322,7 +331,7 @@ fn configuration_24(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let sieve = if has_sieve(judge) { " sieve = yes\n" } else { "" };
     let judge = match judge {
         Judge::Gatepost | Judge::Sockets => String::new(),
-        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) => {
+        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) | Judge::Mailcow(_) => {
             "auth_mechanisms = plain login\n".into()
         }
         Judge::Static => format!(
