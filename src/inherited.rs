@@ -1,15 +1,18 @@
-//! Descriptors that another program left open for us: Dovecot's master, systemd, a service of checkpassword.
+//! What a program gets from the one that starts it (Dovecot's master, systemd, a mail server): descriptors left open,
+//! root's rights, a log.
 //!
+//! # Descriptors without unsafe
 //! An inherited descriptor is only a number, and safe Rust cannot own a number. So we send the numbers to ourselves
 //! through a socket pair and receive them as `OwnedFd`. `pidfd_getfd` on ourselves would do the same, but container
 //! run-times (Docker's default seccomp profile) refuse it without CAP_SYS_PTRACE; passing descriptors over a socket must
 //! work here anyway.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
@@ -48,6 +51,24 @@ pub fn adopt(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     } else {
         Err(io::ErrorKind::InvalidData.into())
     }
+}
+
+/// Gives up root for this user, with this group and these supplementary ones.
+///
+/// # Errors
+/// The system said no. Some of it may have been given up.
+pub fn drop_privileges(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups)?;
+    setgid(Gid::from_raw(gid))?;
+    setuid(Uid::from_raw(uid))?;
+    Ok(())
+}
+
+/// Writes one line to the log of who started us: Dovecot shows it as an error of its service.
+pub fn complain(what: &dyn std::fmt::Display) {
+    // There is nobody left to tell if that fails.
+    _ = writeln!(io::stderr(), "gatepost: {what}");
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@
 //!
 //! The way in: [`proto`] turns bytes into requests and answers into bytes, and touches nothing else. [`server`] owns the
 //! sockets and is the one place that knows both a protocol and the core. [`shim`] is the small program that Dovecot
-//! starts in the place of its own auth process.
+//! starts in the place of its own auth process, [`checkpassword`] the one that a mail server starts for each login; both
+//! live from what they are left ([`inherited`]) and look whom they talk to ([`trust`]).
 //!
 //! Around it: [`config`] (a setting is one field of one struct), [`logging`], and [`cli`], the commands.
 //!
@@ -34,10 +35,12 @@ pub mod provision;
 pub mod store;
 
 // The way in.
+pub mod checkpassword;
 pub mod inherited;
 pub mod proto;
 pub mod server;
 pub mod shim;
+pub mod trust;
 
 // Around it.
 pub mod config;

@@ -8,7 +8,7 @@
 //! by `SOCKET<i>_SETTINGS`; a pipe for our status at 5; a pipe that breaks when the master dies at 6; its log at 2.
 
 use std::ffi::OsString;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -19,17 +19,19 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use nix::unistd::Uid;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
     SocketType, sockopt,
 };
 
 use crate::clock;
-use crate::inherited::adopt;
+pub use crate::inherited::complain;
+use crate::inherited::{adopt, drop_privileges};
 use crate::proto::handover::{
     Answer, Description, HandedKind, MAX_ANSWER_BYTES, MAX_SOCKETS, Message, Place,
 };
+use crate::trust::{self, Distrust};
 
 const STATUS_FD: RawFd = 5;
 const MASTER_FD: RawFd = 6;
@@ -74,12 +76,6 @@ pub enum ShimError {
     /// The sockets cannot be described.
     #[error(transparent)]
     Message(#[from] crate::proto::handover::MessageError),
-}
-
-/// Writes one line to Dovecot's log, where it appears as an error of the auth service.
-pub fn complain(what: &dyn std::fmt::Display) {
-    // There is nobody left to tell if that fails.
-    _ = writeln!(io::stderr(), "gatepost: {what}");
 }
 
 impl Invocation {
@@ -214,8 +210,10 @@ fn serve(
             Ok(connection) => {
                 // A door that is gone again already tells no group: then after the next hand-over.
                 if let (Some((uid, gid)), Ok(door)) = (drop_to, std::fs::metadata(daemon.socket)) {
-                    let groups = [gid, door.gid()];
-                    drop_privileges(uid, gid, groups).map_err(system("dropping privileges"))?;
+                    // The group of the daemon's socket stays among the groups, so that a later daemon is still reached
+                    // through a socket of mode 0660.
+                    drop_privileges(uid, gid, &[gid, door.gid()])
+                        .map_err(system("dropping privileges"))?;
                     (drop_to, dropped) = (None, true);
                 }
                 if events.wait(Some(connection.as_fd()), None)? == Event::End {
@@ -289,8 +287,8 @@ struct Daemon<'a> {
 enum Trouble {
     #[error("the gatepost daemon cannot be reached: {0}")]
     Absent(io::Error),
-    #[error("user {0} is listening, which is neither root nor the user of --daemon-user")]
-    Stranger(u32),
+    #[error(transparent)]
+    Distrusted(#[from] Distrust),
     #[error("the gatepost daemon refused the sockets: {0}")]
     Refused(String),
     #[error("the gatepost daemon gave no proper answer: {0}")]
@@ -304,7 +302,7 @@ impl Trouble {
         match self {
             Self::Absent(error) => error.kind() == io::ErrorKind::PermissionDenied,
             Self::Refused(_) => true,
-            Self::Stranger(_) | Self::NoAnswer(_) | Self::Ended => false,
+            Self::Distrusted(_) | Self::NoAnswer(_) | Self::Ended => false,
         }
     }
 }
@@ -312,12 +310,7 @@ impl Trouble {
 impl Daemon<'_> {
     fn hand_over(&self, events: &Events<'_>) -> Result<OwnedFd, Trouble> {
         let connection = self.connect().map_err(Trouble::Absent)?;
-        let owner = sockopt::socket_peercred(&connection).map_err(|e| Trouble::Absent(e.into()))?;
-        let uid = owner.uid.as_raw();
-        // A stranger on the path would hear every password (login.md D-4).
-        if uid != 0 && self.user_id() != Some(uid) {
-            return Err(Trouble::Stranger(uid));
-        }
+        trust::listener_is(&connection, self.user)?;
         self.send(&connection).map_err(Trouble::Absent)?;
         match read_answer(&connection, events)? {
             Answer::Taken(count) if count == self.sockets.len() => Ok(connection),
@@ -335,11 +328,6 @@ impl Daemon<'_> {
         Ok(socket)
     }
 
-    fn user_id(&self) -> Option<u32> {
-        let named = || Some(nix::unistd::User::from_name(self.user).ok()??.uid.as_raw());
-        self.user.parse().ok().or_else(named)
-    }
-
     fn send(&self, connection: &OwnedFd) -> io::Result<()> {
         let sockets: Vec<BorrowedFd<'_>> = self.sockets.iter().map(AsFd::as_fd).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
@@ -352,15 +340,6 @@ impl Daemon<'_> {
         let sent = rustix::net::sendmsg(connection, &bytes, &mut ancillary, SendFlags::NOSIGNAL)?;
         if sent == self.message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
-}
-
-/// Gives up root. The group of the daemon's socket stays among the groups, so that a later daemon is still reached
-/// through a socket of mode 0660.
-fn drop_privileges(uid: u32, gid: u32, groups: [u32; 2]) -> io::Result<()> {
-    setgroups(&groups.map(Gid::from_raw))?;
-    setgid(Gid::from_raw(gid))?;
-    setuid(Uid::from_raw(uid))?;
-    Ok(())
 }
 
 fn read_answer(connection: &OwnedFd, events: &Events<'_>) -> Result<Answer, Trouble> {
@@ -406,7 +385,7 @@ impl Outage {
 
     /// Once for each outage: at once if only a person can mend it, else when it lasts.
     fn is_to_be_told(&mut self, trouble: &Trouble, now: Instant) -> bool {
-        let lasting = matches!(trouble, Trouble::Stranger(_) | Trouble::Refused(_));
+        let lasting = matches!(trouble, Trouble::Distrusted(_) | Trouble::Refused(_));
         let due = lasting || now.saturating_duration_since(self.since) >= QUIET;
         let first = due && !self.told;
         self.told |= due;
@@ -522,14 +501,17 @@ mod tests {
         assert!(!outage.is_to_be_told(&absent, begin + Duration::from_secs(9)));
         assert!(outage.is_to_be_told(&absent, begin + Duration::from_secs(10)));
         assert!(!outage.is_to_be_told(&absent, begin + Duration::from_secs(11)));
-        assert!(!outage.is_to_be_told(&Trouble::Stranger(1000), begin + Duration::from_secs(12)));
+        assert!(!outage.is_to_be_told(
+            &Trouble::from(Distrust::Stranger(1000)),
+            begin + Duration::from_secs(12)
+        ));
     }
 
     #[test]
     fn what_only_a_person_can_mend_is_told_at_once() {
         let now = clock::now();
 
-        assert!(Outage::new(now).is_to_be_told(&Trouble::Stranger(1000), now));
+        assert!(Outage::new(now).is_to_be_told(&Trouble::from(Distrust::Stranger(1000)), now));
         assert!(Outage::new(now).is_to_be_told(&Trouble::Refused("no".into()), now));
     }
 

@@ -35,7 +35,8 @@ pub struct Listen {
     /// Users who may hand sockets over (protocol dovecot), by peer credentials.
     pub peers: Vec<String>,
     /// How "later" is said: auto | close | fail. auto closes the connection for Postfix and Exim, which know no
-    /// other way, and answers `code=temp_fail` to Dovecot.
+    /// other way, and answers `code=temp_fail` to Dovecot. For mailcow's script (serve mailcow) too auto closes, and fail
+    /// is a 503.
     pub temp_failure: TempFailure,
     /// Connections at one time; more wait in the backlog.
     pub max_connections: usize,

@@ -21,6 +21,8 @@
 //! A new protocol is a file beside `dovecot.rs` with a [`Peer`], an arm in [`connect`], a folder of dialogues, and a
 //! door in tests/it/dialogues.rs. A codec without a session of its own is a few lines: parse, look up, encode.
 
+mod checkpassword;
+mod dict;
 mod dovecot;
 mod postfix;
 mod saslauthd;
@@ -37,6 +39,8 @@ use script::{Dialogue, Found, Step, read_dialogues};
 /// The protocol of a dialogue's `socket` line.
 fn connect(socket: &str) -> Box<dyn Peer> {
     match socket {
+        "checkpassword" => Box::new(checkpassword::CheckpasswordPeer),
+        "dict" => Box::new(dict::DictPeer::new()),
         "login" | "client" => Box::new(dovecot::AuthPeer::new(socket)),
         "master" | "userdb" => Box::new(dovecot::MasterPeer::new(socket)),
         "saslauthd" => Box::new(saslauthd::SaslauthdPeer),

@@ -7,14 +7,11 @@
 //! ← {"verdict":"later","reason":"directory-unavailable"}
 //! ```
 
-use std::fmt;
 use std::net::IpAddr;
 
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::error::Category;
-use zeroize::Zeroizing;
+use serde::Serialize;
 
+use super::json::{self, JsonError};
 use crate::secret::Password;
 
 /// Someone wants in. Members that are not listed here are ignored.
@@ -32,177 +29,20 @@ pub struct LoginRequest {
     pub session: Option<Box<str>>,
 }
 
-/// Why a body is no login request. Never holds a value of the body.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum JsonError {
-    /// Not JSON.
-    #[error("body is not JSON: line {line}, column {column}")]
-    Syntax {
-        /// From 1.
-        line: usize,
-        /// From 0.
-        column: usize,
-    },
-    /// JSON, but not an object.
-    #[error("body is not a JSON object")]
-    NotAnObject,
-    /// A member that must be there is not.
-    #[error("member {0} is missing")]
-    Missing(&'static str),
-    /// A member is not a string.
-    #[error("member {0} is not a string")]
-    NotText(&'static str),
-    /// A member is there twice: which one counts must not depend on who reads it.
-    #[error("member {0} is there more than once")]
-    Duplicate(&'static str),
-    /// A member is not UTF-8 where it must be.
-    #[error("member {0} is not UTF-8")]
-    NotUtf8(&'static str),
-    /// `client_ip` is no IP address.
-    #[error("member {0} is not an IP address")]
-    NotAnAddress(&'static str),
-}
-
 /// Reads the body of a request. The caller has bounded its length.
 ///
 /// # Errors
 /// Names what is wrong, and the member where one is.
 pub fn parse(body: &[u8]) -> Result<LoginRequest, JsonError> {
-    let mut draft = Draft::default();
-    let mut json = serde_json::Deserializer::from_slice(body);
-    draft
-        .deserialize(&mut json)
-        .and_then(|()| json.end())
-        .map_err(|error| draft.explain(&error))?;
-    draft.finish()
-}
-
-/// What was read so far.
-#[derive(Default)]
-struct Draft {
-    values: [Option<Zeroizing<Vec<u8>>>; MEMBERS.len()],
-    /// The members met so far, also those that are `null`.
-    met: [bool; MEMBERS.len()],
-    /// The object has begun.
-    entered: bool,
-    /// The member whose value is being read.
-    current: Option<&'static str>,
-    duplicate: Option<&'static str>,
-}
-
-const MEMBERS: [&str; 5] = ["username", "password", "service", "client_ip", "session"];
-
-impl Draft {
-    fn finish(self) -> Result<LoginRequest, JsonError> {
-        let [username, password, service, client_ip, session] = self.values;
-        let mut username = username.ok_or(JsonError::Missing("username"))?;
-        let mut password = password.ok_or(JsonError::Missing("password"))?;
-        let client_ip = optional_text("client_ip", client_ip)?
-            .map(|text| text.parse::<IpAddr>().map_err(|_| JsonError::NotAnAddress("client_ip")))
-            .transpose()?;
-        Ok(LoginRequest {
-            username: std::mem::take(&mut *username),
-            password: Password::new(std::mem::take(&mut *password)),
-            service: optional_text("service", service)?,
-            client_ip: client_ip.map(|address| address.to_canonical()),
-            session: optional_text("session", session)?,
-        })
-    }
-
-    /// serde's own messages quote values, which may be the password; ours name the member.
-    fn explain(&self, error: &serde_json::Error) -> JsonError {
-        if let Some(member) = self.duplicate {
-            return JsonError::Duplicate(member);
-        }
-        match (error.classify(), self.current) {
-            (Category::Data, Some(member)) => JsonError::NotText(member),
-            (Category::Data, None) if !self.entered => JsonError::NotAnObject,
-            _ => JsonError::Syntax { line: error.line(), column: error.column() },
-        }
-    }
-}
-
-fn optional_text(
-    member: &'static str,
-    value: Option<Zeroizing<Vec<u8>>>,
-) -> Result<Option<Box<str>>, JsonError> {
-    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
-    let text = std::str::from_utf8(&value).map_err(|_| JsonError::NotUtf8(member))?;
-    Ok(Some(text.into()))
-}
-
-impl<'de> DeserializeSeed<'de> for &mut Draft {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for &mut Draft {
-    type Value = ();
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        self.entered = true;
-        while let Some(Name(name)) = members.next_key()? {
-            let known = MEMBERS.iter().zip(&mut self.values).zip(&mut self.met);
-            let Some(((member, value), met)) =
-                known.into_iter().find(|((member, _), _)| member.as_bytes() == name)
-            else {
-                members.next_value::<IgnoredAny>()?;
-                continue;
-            };
-            if std::mem::replace(met, true) {
-                self.duplicate = Some(member);
-                return Err(A::Error::custom("duplicate member"));
-            }
-            self.current = Some(member);
-            *value = members.next_value::<Option<Text>>()?.map(|text| text.0);
-            self.current = None;
-        }
-        Ok(())
-    }
-}
-
-/// A member's name as bytes.
-#[derive(PartialEq)]
-struct Name(Vec<u8>);
-
-/// A string's bytes, UTF-8 or not.
-struct Text(Zeroizing<Vec<u8>>);
-
-struct Bytes;
-
-impl Visitor<'_> for Bytes {
-    type Value = Zeroizing<Vec<u8>>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a string")
-    }
-
-    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
-        Ok(Zeroizing::new(bytes.to_vec()))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Zeroizing::new(text.as_bytes().to_vec()))
-    }
-}
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_bytes(Bytes).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_bytes(Bytes).map(|bytes| Self(bytes.to_vec()))
-    }
+    let members = ["username", "password", "service", "client_ip", "session"];
+    let [username, password, service, client_ip, session] = json::strings(body, &members)?;
+    Ok(LoginRequest {
+        username: json::required("username", username)?,
+        password: Password::new(json::required("password", password)?),
+        client_ip: json::optional_address("client_ip", client_ip)?,
+        service: json::optional_text("service", service)?,
+        session: json::optional_text("session", session)?,
+    })
 }
 
 /// The answer to a login.

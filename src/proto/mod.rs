@@ -2,10 +2,16 @@
 //!
 //! Every parser is bounded: a length is checked before anything of that length is kept.
 
+pub mod checkpassword;
 pub mod dovecot;
 pub mod handover;
 pub mod haproxy;
+pub mod http;
+pub mod json;
 pub mod json_login;
+pub mod mailcow;
+pub mod nauthilus;
+pub mod nginx;
 pub mod postfix;
 pub mod sasl;
 pub mod saslauthd;

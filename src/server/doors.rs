@@ -7,9 +7,11 @@ use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 use super::activation::{CONTROL, Passed};
+use super::checkpassword;
 use super::control;
 use super::door::{Door, Shared};
 use super::dovecot::{self, AuthDoor};
+use super::dovecot_dict::{self, DictDoor};
 use super::dovecot_master::{self, MasterDoor, Reader};
 use super::handover::{self, HandOver, HandedSocket, Peers};
 use super::http::{self, HttpDoor};
@@ -18,11 +20,13 @@ use super::postfix::maps::{self, MapsDoor};
 use super::postfix::policy::{self, PolicyDoor};
 use super::proxied::Proxies;
 use super::saslauthd;
+use super::tls::Certificates;
 use super::{Daemon, StartError};
 use crate::config::Config;
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
 use crate::proto::dovecot::auth::SocketKind;
+use crate::proto::dovecot::dict::PasswordKey;
 use crate::proto::dovecot::master::MasterKind;
 use crate::proto::handover::{HandedKind, Place};
 
@@ -33,7 +37,9 @@ const CONTROL_CONNECTIONS: usize = 32;
 enum Speaks {
     Auth(Arc<AuthDoor>, SocketKind),
     Master(Arc<MasterDoor>, MasterKind, Openness),
-    Http(Arc<HttpDoor>),
+    Checkpassword(Arc<Door>),
+    Dict(Arc<DictDoor>),
+    Http(Arc<HttpDoor>, Option<Arc<Certificates>>),
     Maps(Arc<MapsDoor>),
     Policy(Arc<PolicyDoor>),
     HandOver(Peers, Arc<Listen>),
@@ -70,6 +76,16 @@ fn openness(place: &Place, listen: &Listen) -> Openness {
         }
         Err(_) => Openness::All(readers),
     }
+}
+
+/// What a dovecot-master door of our own speaks: whoever could open a socket of everybody's could claim the logins of
+/// others, if they learned a cookie, and a TCP peer's process cannot be compared with the one that claims.
+fn who_may_claim(listen: &Listen) -> (MasterKind, Openness) {
+    if listen.mode.0 & 0o002 != 0 && listen.path.is_some() {
+        return (MasterKind::Userdb, Openness::All(own_uid()));
+    }
+    let kind = if listen.path.is_some() { MasterKind::Master } else { MasterKind::Userdb };
+    (kind, Openness::Some)
 }
 
 fn reader(peer: Peer, openness: &Openness) -> Reader {
@@ -147,40 +163,52 @@ impl Daemon {
             }
             Protocol::DovecotAuth => Speaks::Auth(self.auth_door(name, listen), SocketKind::Client),
             Protocol::DovecotMaster => {
-                let open = listen.mode.0 & 0o002 != 0;
-                let openness = if open { Openness::All(own_uid()) } else { Openness::Some };
-                Speaks::Master(self.master_door(name, listen), MasterKind::Userdb, openness)
+                let (kind, openness) = who_may_claim(listen);
+                Speaks::Master(self.master_door(name, listen), kind, openness)
             }
             Protocol::PostfixPolicy => {
                 Speaks::Policy(Arc::new(PolicyDoor::new(self.door(name, listen))))
             }
             Protocol::Socketmap => Speaks::Maps(Arc::new(MapsDoor::new(self.door(name, listen)))),
             Protocol::Saslauthd => Speaks::Saslauthd(Arc::new(self.door(name, listen))),
-            Protocol::Checkpassword | Protocol::DovecotDict => Speaks::Nothing,
+            Protocol::Checkpassword => Speaks::Checkpassword(Arc::new(self.door(name, listen))),
+            Protocol::DovecotDict => match PasswordKey::parse(listen.password_key.expose()) {
+                Some(key) => {
+                    Speaks::Dict(Arc::new(DictDoor { door: self.door(name, listen), key }))
+                }
+                // The configuration's own check refuses what is no key.
+                None => Speaks::Nothing,
+            },
             Protocol::Http => {
-                let daemon = Arc::clone(self);
-                let parts = http::Parts {
-                    decide: http::by(Arc::clone(&self.core), self.tracker.clone()),
-                    health: Arc::new(move || {
-                        let daemon = Arc::clone(&daemon);
-                        Box::pin(async move { daemon.health().await })
-                    }),
-                    forget: Arc::new({
-                        let core = Arc::clone(&self.core);
-                        move |name| {
-                            let core = Arc::clone(&core);
-                            Box::pin(async move {
-                                match name {
-                                    Some(name) => core.forget(&name).await,
-                                    None => core.forget_all(),
-                                }
-                            })
-                        }
-                    }),
-                    metrics: self.metrics.clone(),
-                };
-                Speaks::Http(Arc::new(HttpDoor::new(name, listen, parts)))
+                let certificates = self.certificates.get(&*name).cloned();
+                let parts = self.http_parts(self.door(Arc::clone(&name), listen));
+                Speaks::Http(Arc::new(HttpDoor::new(name, listen, parts)), certificates)
             }
+        }
+    }
+
+    fn http_parts(self: &Arc<Self>, door: Door) -> http::Parts {
+        let (daemon, core) = (Arc::clone(self), Arc::clone(&self.core));
+        http::Parts {
+            lookups: http::Lookups::over(&self.lookup, &self.core, &door.name),
+            decide: Arc::new(move |attempt| {
+                let door = door.clone();
+                Box::pin(async move { door.decide(attempt).await })
+            }),
+            health: Arc::new(move || {
+                let daemon = Arc::clone(&daemon);
+                Box::pin(async move { daemon.health().await })
+            }),
+            forget: Arc::new(move |name| {
+                let core = Arc::clone(&core);
+                Box::pin(async move {
+                    match name {
+                        Some(name) => core.forget(&name).await,
+                        None => core.forget_all(),
+                    }
+                })
+            }),
+            metrics: self.metrics.clone(),
         }
     }
 
@@ -266,9 +294,20 @@ impl Daemon {
                 let reader = reader(peer, openness);
                 dovecot_master::serve(stream, Arc::clone(door), *kind, reader, shutdown).await
             }
-            Speaks::Http(door) => {
-                let address = peer.address.map(|address| address.ip());
-                http::serve(stream, address, Arc::clone(door), shutdown).await;
+            Speaks::Checkpassword(door) => {
+                checkpassword::serve(stream, Arc::clone(door), peer, shutdown).await
+            }
+            Speaks::Dict(door) => {
+                dovecot_dict::serve(stream, Arc::clone(door), peer, shutdown).await
+            }
+            Speaks::Http(door, None) => {
+                http::serve(stream, peer, Arc::clone(door), shutdown).await;
+                Ok(())
+            }
+            Speaks::Http(door, Some(certificates)) => {
+                let shaken = shutdown.run_until_cancelled(certificates.accept(stream)).await;
+                let Some(stream) = shaken.transpose()? else { return Ok(()) };
+                http::serve(stream, peer, Arc::clone(door), shutdown).await;
                 Ok(())
             }
             Speaks::Maps(door) => maps::serve(stream, Arc::clone(door), shutdown).await,

@@ -54,7 +54,6 @@ impl Deref for AuthDoor {
 struct Driver<S> {
     stream: S,
     door: Arc<AuthDoor>,
-    kind: SocketKind,
     peer: Peer,
     session: Session,
     cookie: [u8; 16],
@@ -106,7 +105,6 @@ where
     let mut driver = Driver {
         stream,
         door,
-        kind,
         peer,
         session,
         cookie,
@@ -174,7 +172,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             match self.session.next_event(&mut self.input, &mut self.output, now) {
                 Ok(None) => break,
                 Ok(Some(Event::Hello { client_pid })) => {
-                    if self.kind == SocketKind::Login {
+                    // Dovecot's login processes may be led to a door of ours as well; without a process id nothing
+                    // could be claimed.
+                    if client_pid != 0 {
                         self.place = Some(self.door.claims.open(self.cookie, client_pid));
                     }
                 }

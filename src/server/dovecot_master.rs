@@ -11,18 +11,14 @@ use tokio_util::sync::CancellationToken;
 use super::claims::Claims;
 use super::door::Door;
 use super::patience::Patience;
-use super::userdb;
+use super::userdb::{self, Found, Users};
 use super::write_timeout::write_out;
 use crate::clock;
 use crate::identity::Address;
-use crate::lookup::Receives;
 use crate::proto::dovecot::master::{
     Command, ListEnd, MasterKind, MasterReply, MasterSession, mask_matches,
 };
-use crate::store::{Resident, StoreError};
-
-/// Users read from the store at a time for a list.
-const LIST_PAGE: u32 = 1000;
+use crate::store::Resident;
 
 /// One door that speaks the master protocol.
 pub(super) struct MasterDoor {
@@ -139,23 +135,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         Ok(())
     }
 
-    /// The mailbox that a name leads to, if it may be known of (login.md U-1). The administrator's own tool always
-    /// hears of it.
     async fn find(&self, user: &[u8], service: &str) -> Found {
-        match self.door.lookup.resident(user).await {
-            Ok(Some(mailbox)) if !self.reader.may_see(&mailbox) => Found::Nobody,
-            Ok(Some(mailbox)) if service == "doveadm" => Found::Mailbox(mailbox),
-            Ok(Some(mailbox)) => match self.door.lookup.receives(&mailbox) {
-                Receives::Yes => Found::Mailbox(mailbox),
-                Receives::No => Found::Nobody,
-                Receives::Later => Found::Later,
-            },
-            Ok(None) => Found::Nobody,
-            Err(error) => {
-                self.log_store_failure(&error);
-                Found::Later
-            }
-        }
+        userdb::find(&self.door, user, service, |mailbox| self.reader.may_see(mailbox)).await
     }
 
     fn claim(
@@ -223,15 +204,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     }
 
     async fn list(&mut self, id: u32, mask: Option<&[u8]>) -> io::Result<()> {
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.door.core.store().addresses(after.as_deref(), LIST_PAGE).await;
-            let page = match page {
+        let door = Arc::clone(&self.door);
+        let mut users = Users::of(door.core.store());
+        let end = loop {
+            let page = match users.page().await {
+                Ok(page) if page.is_empty() => break ListEnd::Complete,
                 Ok(page) => page,
                 Err(error) => {
-                    self.log_store_failure(&error);
-                    MasterReply::ListDone { id, end: ListEnd::Failed }.encode(&mut self.output);
-                    return Ok(());
+                    userdb::log_store_failure(&door, &error);
+                    break ListEnd::Failed;
                 }
             };
             for user in &page {
@@ -240,12 +221,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 }
             }
             self.flush().await?;
-            match page.into_iter().last() {
-                Some(last) => after = Some(last),
-                None => break,
-            }
-        }
-        MasterReply::ListDone { id, end: ListEnd::Complete }.encode(&mut self.output);
+        };
+        MasterReply::ListDone { id, end }.encode(&mut self.output);
         Ok(())
     }
 
@@ -260,17 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         count
     }
 
-    fn log_store_failure(&self, error: &StoreError) {
-        tracing::error!(door = %self.door.name, %error, "store failed at a look-up");
-    }
-
     async fn flush(&mut self) -> io::Result<()> {
         write_out(&mut self.stream, &mut self.output, self.door.write_timeout).await
     }
-}
-
-enum Found {
-    Later,
-    Mailbox(Arc<Resident>),
-    Nobody,
 }

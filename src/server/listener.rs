@@ -132,6 +132,14 @@ pub enum BindError {
         /// The name in the configuration.
         name: String,
     },
+    /// A certificate or key cannot be used.
+    #[error("tls.{key}: {problem}")]
+    Tls {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong with its file.
+        problem: String,
+    },
     /// The system said no.
     #[error("{step} {place}: {source}")]
     System {

@@ -3,11 +3,13 @@
 //! The only layer that knows a protocol and the core.
 
 pub mod activation;
+mod checkpassword;
 mod claims;
 pub mod control;
 mod door;
 mod doors;
 mod dovecot;
+mod dovecot_dict;
 mod dovecot_master;
 pub mod handover;
 pub mod http;
@@ -19,12 +21,14 @@ mod proxied;
 mod saslauthd;
 pub mod shown;
 mod systemd;
+mod tls;
 mod userdb;
 mod words;
 mod write_timeout;
 
 pub use operator::{MailboxError, change_mailbox, create_mailbox};
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,6 +53,7 @@ use doors::Opened;
 use handover::HandedOver;
 use listener::BindError;
 use systemd::Systemd;
+use tls::Certificates;
 
 /// How long attempts under way may take to end after TERM.
 const DRAIN: Duration = Duration::from_secs(15);
@@ -68,6 +73,8 @@ pub(crate) struct Daemon {
     greeting: Arc<Greeting>,
     claims: Claims,
     handed_over: HandedOver,
+    /// Of the doors that speak TLS.
+    certificates: BTreeMap<String, Arc<Certificates>>,
     connections: AtomicU64,
     systemd: Systemd,
     /// How many there are.
@@ -209,6 +216,13 @@ impl Daemon {
             memory_key,
         };
         let core = Arc::new(Authenticator::new(Setup::new(config, directories, 1), parts));
+        let mut certificates = BTreeMap::new();
+        for (name, listen) in &config.listen {
+            let failed = |source| StartError::Listen { door: name.clone(), source };
+            if let Some(read) = Certificates::read(&listen.tls).map_err(failed)? {
+                certificates.insert(name.clone(), read);
+            }
+        }
         let opened = doors::open(config, passed)?;
         let daemon = Self {
             doors: config.listen.len(),
@@ -221,6 +235,7 @@ impl Daemon {
             greeting: Arc::new(Greeting::new(std::process::id())),
             claims: Claims::default(),
             handed_over: HandedOver::default(),
+            certificates,
             connections: AtomicU64::new(1),
             systemd,
             refused: AtomicBool::new(false),
@@ -273,11 +288,17 @@ impl Daemon {
         let previous = &current.directories;
         let directories =
             Arc::new(Directories::build(&config.directory, Some(previous), &self.metrics)?);
+        let certificates = self.certificates.iter().map(|(door, current)| {
+            let failed = |source| StartError::Listen { door: door.clone(), source };
+            Ok((current, current.read_again().map_err(failed)?))
+        });
+        let certificates = certificates.collect::<Result<Vec<_>, StartError>>()?;
         self.core.store().mirror_domains(&config.domain).await?;
         self.logging.change(&config.log)?;
         self.core.reconfigure(config, Arc::clone(&directories));
         self.lookup.reconfigure(config);
         directories.show(Some(previous));
+        certificates.into_iter().for_each(|(door, read)| door.replace(read));
         let changes = config::differences(&running.config, config);
         let restart = changes.need_restart().into_iter().map(str::to_owned).collect();
         *running = loaded;

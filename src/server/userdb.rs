@@ -1,6 +1,72 @@
-//! A mailbox as Dovecot's userdb fields, in the spellings of 2.3 and 2.4 together: each version ignores the other's.
+//! Where a mailbox lives, as every door that Dovecot asks tells it: the look-up, and the userdb fields in the spellings
+//! of 2.3 and 2.4 together (each version ignores the other's).
 
-use crate::store::{Place, Settings};
+use std::sync::Arc;
+
+use super::door::Door;
+use crate::lookup::Receives;
+use crate::store::{Place, Resident, Settings, Store, StoreError};
+
+/// Users read from the store at a time for a list.
+const LIST_PAGE: u32 = 1000;
+
+/// What a look-up found.
+pub(super) enum Found {
+    /// Nobody can say now, or mail for this mailbox is put off.
+    Later,
+    /// This mailbox.
+    Mailbox(Arc<Resident>),
+    /// There is no such user.
+    Nobody,
+}
+
+/// The mailbox that a name leads to, if this reader may know of it and it takes mail (login.md U-1). The administrator's own
+/// tool (service doveadm) hears of it even if it does not.
+pub(super) async fn find(
+    door: &Door,
+    user: &[u8],
+    service: &str,
+    may_see: impl Fn(&Resident) -> bool,
+) -> Found {
+    match door.lookup.resident(user).await {
+        Ok(Some(mailbox)) if !may_see(&mailbox) => Found::Nobody,
+        Ok(Some(mailbox)) if service == "doveadm" => Found::Mailbox(mailbox),
+        Ok(Some(mailbox)) => match door.lookup.receives(&mailbox) {
+            Receives::Yes => Found::Mailbox(mailbox),
+            Receives::No => Found::Nobody,
+            Receives::Later => Found::Later,
+        },
+        Ok(None) => Found::Nobody,
+        Err(error) => {
+            log_store_failure(door, &error);
+            Found::Later
+        }
+    }
+}
+
+/// The store could not be asked.
+pub(super) fn log_store_failure(door: &Door, error: &StoreError) {
+    tracing::error!(door = %door.name, %error, "store failed at a look-up");
+}
+
+/// All users in order, a page at a time, so that a long list neither holds a transaction nor fills memory.
+pub(super) struct Users<'a> {
+    store: &'a Store,
+    after: Option<String>,
+}
+
+impl<'a> Users<'a> {
+    pub(super) fn of(store: &'a Store) -> Self {
+        Self { store, after: None }
+    }
+
+    /// The next page; an empty one is the end.
+    pub(super) async fn page(&mut self) -> Result<Vec<String>, StoreError> {
+        let page = self.store.addresses(self.after.as_deref(), LIST_PAGE).await?;
+        self.after = page.last().cloned();
+        Ok(page)
+    }
+}
 
 /// The fields. A home stands as it is: neither version expands variables in it (a test delivers mail to a name with
 /// `%` on both). Settings it does expand, so templates double the `%` of what they fill into `extra` (login.md N-5).
@@ -21,4 +87,10 @@ pub(super) fn fields(place: &Place, settings: &Settings) -> Vec<(String, String)
         fields.push((key.to_string(), value.to_string()));
     }
     fields
+}
+
+/// The fields as a passdb gives them for its userdb (Dovecot's `userdb prefetch`): each with `userdb_` before its name.
+pub(super) fn prefetched(place: &Place, settings: &Settings) -> Vec<(String, String)> {
+    let fields = fields(place, settings).into_iter();
+    fields.map(|(key, value)| (format!("userdb_{key}"), value)).collect()
 }

@@ -76,7 +76,8 @@ pub enum SocketKind {
     /// Dovecot's login processes: they must say their process id, and what was accepted can be claimed over the
     /// master protocol.
     Login,
-    /// Everyone else: Postfix, Exim, doveadm. The process id may be 0 or missing, an answer is the end of it.
+    /// Anybody: Postfix, Exim, doveadm, and Dovecot's login processes where they were led to this socket. The process id
+    /// may be 0 or missing; then an answer is the end of it.
     Client,
 }
 
@@ -91,8 +92,9 @@ pub enum Event {
     /// Someone wants in. Every request must be [answered](Session::answer), even one that was given up meanwhile:
     /// its id stays taken until then.
     Request(AuthRequest),
-    /// The client gave this request up. If it is not answered yet, its answer will not be sent. On a login socket it
-    /// may also be one that was accepted and that nobody can claim any more, or one nobody knows.
+    /// The client gave this request up. If it is not answered yet, its answer will not be sent. Of a
+    /// client that said its process id it may also be one that was accepted and that nobody can claim any more, or one
+    /// nobody knows.
     Cancelled(u32),
 }
 
@@ -411,7 +413,7 @@ impl Session {
         if self.prompted.remove(&id).is_some() {
             return Ok(None);
         }
-        if self.kind == SocketKind::Login {
+        if self.client_pid != 0 {
             // An accepted login stays claimable; which ones do is not known here.
             self.give_up(id);
             return Ok(Some(Event::Cancelled(id)));

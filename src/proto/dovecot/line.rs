@@ -1,4 +1,5 @@
-//! Lines of tab-separated, tab-escaped fields: what the client and the master protocol have in common.
+//! Lines of tab-separated, tab-escaped fields: what Dovecot's protocols, and ours with gatepost-checkpassword, have in
+//! common.
 
 use std::borrow::Cow;
 use std::ops::Deref;
@@ -60,12 +61,12 @@ pub fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// The fields of a line, still escaped.
-pub(super) fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(in crate::proto) fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(|byte| *byte == TAB)
 }
 
 /// Splits `key=value` at the first `=`; a bare flag has an empty value. The value is still escaped.
-pub(super) fn key_value(field: &[u8]) -> (&[u8], &[u8]) {
+pub(in crate::proto) fn key_value(field: &[u8]) -> (&[u8], &[u8]) {
     match memchr(b'=', field).and_then(|at| field.split_at_checked(at)) {
         Some((key, value)) => (key, value.strip_prefix(b"=").unwrap_or(value)),
         None => (field, b""),
@@ -73,7 +74,7 @@ pub(super) fn key_value(field: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// A decimal number without sign or blanks.
-pub(super) fn number(field: &[u8]) -> Option<u32> {
+pub(in crate::proto) fn number(field: &[u8]) -> Option<u32> {
     if !field.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -81,7 +82,7 @@ pub(super) fn number(field: &[u8]) -> Option<u32> {
 }
 
 /// Unescapes text for people and logs: at most `limit` bytes of it, with anything that is not UTF-8 replaced.
-pub(super) fn text(field: &[u8], limit: usize) -> Box<str> {
+pub(in crate::proto) fn text(field: &[u8], limit: usize) -> Box<str> {
     let value = unescape(field);
     let mut text = String::from_utf8_lossy(&value).into_owned();
     text.truncate(text.floor_char_boundary(limit));
@@ -90,7 +91,7 @@ pub(super) fn text(field: &[u8], limit: usize) -> Box<str> {
 
 /// Finds the lines in a stream that arrives in pieces.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(in crate::proto) struct Lines {
     limit: usize,
     /// So many bytes of the input are known to hold no LF, so that a line that comes byte by byte is looked at once.
     scanned: usize,
@@ -98,12 +99,15 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Lines of at most `limit` bytes, the LF not counted.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(in crate::proto) fn new(limit: usize) -> Self {
         Self { limit, scanned: 0 }
     }
 
     /// The first complete line, left in the input.
-    pub(super) fn peek<'i>(&mut self, input: &'i [u8]) -> Result<Option<&'i [u8]>, LineTooLong> {
+    pub(in crate::proto) fn peek<'i>(
+        &mut self,
+        input: &'i [u8],
+    ) -> Result<Option<&'i [u8]>, LineTooLong> {
         let start = self.scanned.min(input.len());
         let end = input.get(start..).and_then(|rest| memchr(b'\n', rest)).map(|at| start + at);
         self.scanned = end.unwrap_or(input.len());
@@ -114,7 +118,10 @@ impl Lines {
     }
 
     /// Takes the first complete line off the input.
-    pub(super) fn next(&mut self, input: &mut BytesMut) -> Result<Option<Line>, LineTooLong> {
+    pub(in crate::proto) fn next(
+        &mut self,
+        input: &mut BytesMut,
+    ) -> Result<Option<Line>, LineTooLong> {
         let Some(length) = self.peek(input)?.map(<[u8]>::len) else { return Ok(None) };
         self.scanned = 0;
         let mut line = input.split_to(length + 1);
@@ -124,7 +131,7 @@ impl Lines {
 }
 
 /// One line without its LF. It may hold a password, so it is zeroed when dropped.
-pub(super) struct Line(BytesMut);
+pub(in crate::proto) struct Line(BytesMut);
 
 impl Deref for Line {
     type Target = [u8];
@@ -149,38 +156,43 @@ pub struct LineTooLong {
 }
 
 /// Writes one line.
-pub(super) struct Writer<'o>(&'o mut Vec<u8>);
+pub(in crate::proto) struct Writer<'o>(&'o mut Vec<u8>);
 
 impl<'o> Writer<'o> {
     /// Begins a line with its command.
-    pub(super) fn line(output: &'o mut Vec<u8>, command: &str) -> Self {
+    pub(in crate::proto) fn line(output: &'o mut Vec<u8>, command: &str) -> Self {
         output.extend_from_slice(command.as_bytes());
         Self(output)
     }
 
     /// A numeric field.
-    pub(super) fn number(self, number: impl std::fmt::Display) -> Self {
+    pub(in crate::proto) fn number(self, number: impl std::fmt::Display) -> Self {
         self.value(&number.to_string())
     }
 
     /// A field that is a bare value.
-    pub(super) fn value(self, value: &str) -> Self {
+    pub(in crate::proto) fn value(self, value: &str) -> Self {
         self.0.push(TAB);
         escape(value.as_bytes(), self.0);
         self
     }
 
     /// A field `key=value`.
-    pub(super) fn pair(self, key: &str, value: &str) -> Self {
+    pub(in crate::proto) fn pair(self, key: &str, value: &str) -> Self {
+        self.bytes(key, value.as_bytes())
+    }
+
+    /// A field `key=value` whose value need not be text.
+    pub(in crate::proto) fn bytes(self, key: &str, value: &[u8]) -> Self {
         self.0.push(TAB);
         escape(key.as_bytes(), self.0);
         self.0.push(b'=');
-        escape(value.as_bytes(), self.0);
+        escape(value, self.0);
         self
     }
 
     /// A field `key=value` if there is a value.
-    pub(super) fn optional(self, key: &str, value: Option<&str>) -> Self {
+    pub(in crate::proto) fn optional(self, key: &str, value: Option<&str>) -> Self {
         match value {
             Some(value) => self.pair(key, value),
             None => self,
@@ -188,14 +200,14 @@ impl<'o> Writer<'o> {
     }
 
     /// Many fields; one with an empty value becomes a bare flag, because Dovecot compares flags whole (`nologin`).
-    pub(super) fn fields(self, fields: &[(&str, &str)]) -> Self {
+    pub(in crate::proto) fn fields(self, fields: &[(&str, &str)]) -> Self {
         fields.iter().fold(self, |line, (key, value)| {
             if value.is_empty() { line.value(key) } else { line.pair(key, value) }
         })
     }
 
     /// `reason=` for people, without the control bytes that Postfix and Exim would pass on as they are.
-    pub(super) fn reason(self, reason: Option<&str>) -> Self {
+    pub(in crate::proto) fn reason(self, reason: Option<&str>) -> Self {
         let Some(reason) = reason else { return self };
         if reason.contains(char::is_control) {
             return self.pair("reason", &reason.replace(char::is_control, ""));
@@ -204,7 +216,7 @@ impl<'o> Writer<'o> {
     }
 
     /// Ends the line.
-    pub(super) fn end(self) {
+    pub(in crate::proto) fn end(self) {
         self.0.push(b'\n');
     }
 }

@@ -18,6 +18,7 @@
 //! ```
 
 pub mod auth;
+pub mod dict;
 pub mod line;
 pub mod master;
 mod reply;

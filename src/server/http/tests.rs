@@ -1,10 +1,22 @@
+//! The door by itself, over a pipe: it decides as told, and remembers what it was asked.
+
+mod forward_auth;
+mod lookup;
+mod mailcow;
+mod nauthilus;
+mod nginx;
+
 use std::sync::Mutex;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::auth::{Accepted, Refused, Source};
+use crate::auth::{Accepted, Later, Reason, Refused, Source};
 use crate::config::units::Span;
+use crate::lookup::{Found, Map};
+use crate::store::{Mailbox, Resident};
 
 const FRY: &str =
     r#"{"username":"fry","password":"secret","service":"imap","client_ip":"192.0.2.9"}"#;
@@ -14,11 +26,53 @@ struct Fixture {
     listen: Listen,
     verdict: Verdict,
     health: Health,
+    tables: Tables,
     asked: Arc<Mutex<Vec<Attempt>>>,
     metrics: Metrics,
 }
 
+/// What look-ups find.
+#[derive(Clone)]
+struct Tables {
+    /// Whatever is asked for in a table; asked for in the other tables, there is nothing.
+    found: Vec<(Map, Found)>,
+    residence: Residence,
+    users: Option<Vec<&'static str>>,
+}
+
+impl Tables {
+    fn new() -> Self {
+        Self { found: Vec::new(), residence: Residence::Nowhere, users: None }
+    }
+
+    fn lookups(&self) -> Lookups {
+        let (one, other, another) = (self.clone(), self.clone(), self.clone());
+        Lookups {
+            find: Arc::new(move |map, _| {
+                let found = one.found.iter().find(|(of, _)| *of == map);
+                let found = found.map_or(Found::Nothing, |(_, found)| found.clone());
+                Box::pin(std::future::ready(found))
+            }),
+            residence: Arc::new(move |_, _| Box::pin(std::future::ready(other.residence.clone()))),
+            users: Arc::new(move |after, limit| {
+                let after = after.unwrap_or_default();
+                let page = another.users.as_ref().map(|users| {
+                    let later = users.iter().filter(|user| ***user > *after);
+                    later.take(limit as usize).map(ToString::to_string).collect()
+                });
+                Box::pin(std::future::ready(page))
+            }),
+        }
+    }
+}
+
 impl Fixture {
+    fn serving(what: Serve) -> Self {
+        let mut new = Self::new();
+        new.listen.serve = vec![what];
+        new
+    }
+
     fn new() -> Self {
         let serve = vec![Serve::Login, Serve::Health, Serve::Metrics];
         let listen =
@@ -27,6 +81,7 @@ impl Fixture {
             listen,
             verdict: accepted(),
             health: Health::Ready,
+            tables: Tables::new(),
             asked: Arc::default(),
             metrics: Metrics::new(),
         }
@@ -44,6 +99,7 @@ impl Fixture {
             forget: Arc::new(|name| {
                 Box::pin(std::future::ready(if name.is_some() { 1 } else { 7 }))
             }),
+            lookups: self.tables.lookups(),
             metrics: self.metrics.clone(),
         };
         Arc::new(HttpDoor::new("http".into(), &self.listen, parts))
@@ -51,7 +107,8 @@ impl Fixture {
 
     fn connect(&self, peer: Option<&str>) -> tokio::io::DuplexStream {
         let (ours, theirs) = tokio::io::duplex(1024 * 1024);
-        let peer = peer.map(|peer| peer.parse().unwrap());
+        let address = peer.map(|peer| std::net::SocketAddr::new(peer.parse().unwrap(), 4711));
+        let peer = Peer { credentials: None, address };
         tokio::spawn(serve(ours, peer, self.door(), CancellationToken::new()));
         theirs
     }
@@ -63,6 +120,33 @@ impl Fixture {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).await.unwrap();
         Heard::parse(&String::from_utf8(bytes).unwrap())
+    }
+
+    /// A GET, or another method without a body, with these fields.
+    async fn ask(&self, method_and_path: &str, fields: &[(&str, &[u8])]) -> Heard {
+        let mut request =
+            format!("{method_and_path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n").into_bytes();
+        for (name, value) in fields {
+            request.extend_from_slice(&[name.as_bytes(), b": ", value, b"\r\n"].concat());
+        }
+        request.extend_from_slice(b"\r\n");
+        self.exchange(&request).await
+    }
+
+    /// A POST of these bytes.
+    async fn send(&self, path: &str, body: &[u8]) -> Heard {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        self.exchange(&[head.as_bytes(), body].concat()).await
+    }
+
+    /// The one attempt that was made of a request.
+    fn attempt(&self) -> Attempt {
+        let asked = self.asked.lock().unwrap();
+        let [attempt] = asked.as_slice() else { panic!("{asked:?}") };
+        attempt.clone()
     }
 
     async fn exchange(&self, request: &[u8]) -> Heard {
@@ -89,7 +173,13 @@ impl Heard {
     fn parse(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Self { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+        Self { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
+    /// The value of a field; "" if there is none.
+    fn field(&self, name: &str) -> &str {
+        let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.find(|(key, _)| key.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
     }
 
     fn json(&self) -> serde_json::Value {
@@ -111,6 +201,23 @@ fn accepted() -> Verdict {
     mailbox.settings.quota = 1 << 30;
     mailbox.place.home = "/srv/mail/fry".into();
     Verdict::Accept(Accepted { mailbox: Arc::new(mailbox), source: Source::Memory, changes: None })
+}
+
+fn later() -> Verdict {
+    Verdict::Unavailable(Later::new(Reason::DirectoryUnavailable))
+}
+
+fn resident() -> Arc<Resident> {
+    let mailbox = Mailbox::sample("fry@planetexpress.com");
+    Arc::new(Resident {
+        id: mailbox.id,
+        address: mailbox.address,
+        settings: mailbox.settings,
+        disabled_by_admin: false,
+        place: mailbox.place,
+        provider: mailbox.provider,
+        link: mailbox.link,
+    })
 }
 
 fn refused() -> Verdict {
@@ -171,6 +278,33 @@ async fn a_refusal_is_403_and_says_how_long_to_wait() {
     );
 }
 
+#[tokio::test]
+async fn who_asks_for_text_gets_lines_for_dovecot() {
+    let proven = Refused { proven: true, ..Refused::new(Reason::Inactive, Source::Directory) };
+    for (verdict, status, body) in [
+        (
+            accepted(),
+            200,
+            "user=fry@planetexpress.com\nuserdb_uid=5000\nuserdb_gid=5001\nuserdb_home=/srv/mail/fry\n\
+             userdb_quota_rule=*:bytes=1073741824\nuserdb_quota_storage_size=1073741824B\n",
+        ),
+        (refused(), 403, "reason=wrong-password\n"),
+        (
+            Verdict::Reject(proven),
+            403,
+            "reason=inactive\ncode=user_disabled\ntext=This mailbox is disabled\n",
+        ),
+        (later(), 503, "reason=directory-unavailable\n"),
+    ] {
+        let fixture = Fixture { verdict, ..Fixture::new() };
+
+        let heard = fixture.exchange(&post(FRY, "Accept: text/plain\r\n")).await;
+
+        assert_eq!((heard.status, &*heard.body), (status, body));
+        assert!(heard.field("content-type").starts_with("text/plain"));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_door_with_a_failure_delay_waits_itself() {
     let mut fixture = Fixture { verdict: refused(), ..Fixture::new() };
@@ -186,8 +320,7 @@ async fn a_door_with_a_failure_delay_waits_itself() {
 
 #[tokio::test]
 async fn later_is_503() {
-    let verdict = Verdict::Unavailable(Later::new(Reason::DirectoryUnavailable));
-    let fixture = Fixture { verdict, ..Fixture::new() };
+    let fixture = Fixture { verdict: later(), ..Fixture::new() };
 
     let heard = fixture.login(FRY).await;
 
@@ -393,7 +526,7 @@ async fn another_method_is_405() {
     let heard = fixture.get("/v1/login").await;
 
     assert_eq!(heard.status, 405);
-    assert!(heard.head.contains("allow: post"), "{}", heard.head);
+    assert!(heard.head.contains("allow: POST"), "{}", heard.head);
 }
 
 #[tokio::test]
@@ -428,7 +561,7 @@ async fn a_shutdown_lets_the_request_under_way_end() {
     let (ours, mut theirs) = tokio::io::duplex(4096);
     let shutdown = CancellationToken::new();
     let door = fixture.door();
-    let served = tokio::spawn(serve(ours, None, door, shutdown.clone()));
+    let served = tokio::spawn(serve(ours, Peer::default(), door, shutdown.clone()));
     let request = String::from_utf8(post(FRY, "")).unwrap().replace("Connection: close\r\n", "");
     let (head, rest) = request.split_at(request.len() - 5);
     theirs.write_all(head.as_bytes()).await.unwrap();

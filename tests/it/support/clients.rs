@@ -192,6 +192,29 @@ pub(crate) fn http(port: u16, method: &str, path: &str, body: &[u8]) -> (u16, St
     (status, body.to_owned())
 }
 
+/// SMTP without AUTH: the reply to the recipient.
+pub(crate) fn smtp_recipient(port: u16, recipient: &str) -> String {
+    let mut line = Line::connect(port);
+    line.ehlo();
+    line.send("MAIL FROM:<sender@example.org>");
+    let reply = line.receive_code();
+    if !reply.starts_with("250") {
+        return reply;
+    }
+    line.send(&format!("RCPT TO:<{recipient}>"));
+    line.receive_code()
+}
+
+/// Sends these bytes to the port; what comes back until the server hangs up or says nothing more for `patience`.
+pub(crate) fn exchange(port: u16, bytes: &[u8], patience: Duration) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer));
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
 /// What the protocol of Dovecot's auth clients runs over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wire<'a> {

@@ -2,6 +2,7 @@
 //! in the Debian 13 tree that `contrib/trixie` makes.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -33,6 +34,62 @@ pub(crate) enum Judge {
     Gatepost,
     /// Its own auth process: everybody's password is "open".
     Static,
+    /// Its own auth process, with what is for pasting in contrib/checkpassword (2.3).
+    Checkpassword,
+    /// The same with contrib/dovecot-dict (2.3).
+    Dict,
+    /// The same with contrib/dovecot-lua; the port of gatepost's http door.
+    Lua(u16),
+    /// The same with contrib/mailcow's extra.conf, with [`TOKEN`] for the door (2.3).
+    Mailcow(u16),
+    /// Login and mail processes ask gatepost's own sockets, as contrib/dovecot-sockets shows. ManageSieve cannot.
+    Sockets,
+}
+
+/// What a door may want from those who ask it.
+pub(crate) const TOKEN: &str = "let-me-ask";
+
+impl Judge {
+    /// Paths as in what is for pasting, below a directory of the test's own.
+    fn pasted(self, version: Version, path: &str) -> Option<String> {
+        let text = match (self, version) {
+            (Self::Gatepost | Self::Static, _) => return None,
+            (Self::Checkpassword, _) => {
+                include_str!("../../../contrib/checkpassword/dovecot-2.3.conf")
+            }
+            (Self::Dict, _) => include_str!("../../../contrib/dovecot-dict/dovecot-2.3.conf"),
+            (Self::Mailcow(_), _) => include_str!("../../../contrib/mailcow/extra.conf"),
+            (Self::Lua(_), Version::V23) => {
+                include_str!("../../../contrib/dovecot-lua/dovecot-2.3.conf")
+            }
+            (Self::Lua(_), Version::V24) => {
+                include_str!("../../../contrib/dovecot-lua/dovecot-2.4.conf")
+            }
+            (Self::Sockets, Version::V23) => {
+                include_str!("../../../contrib/dovecot-sockets/dovecot-2.3.conf")
+            }
+            (Self::Sockets, Version::V24) => {
+                include_str!("../../../contrib/dovecot-sockets/dovecot-2.4.conf")
+            }
+        };
+        // Dovecot's own delays of refusals are not what is tested.
+        let delays = "auth_failure_delay = 0\nservice anvil {\n unix_listener anvil-auth-penalty {\n  mode = 0\n }\n}\n";
+        Some(self.at(text, path) + delays)
+    }
+
+    fn at(self, text: &str, path: &str) -> String {
+        let mut text = text.to_owned();
+        for place in ["/etc/dovecot/", "/run/gatepost/", "/usr/lib/gatepost/"] {
+            text = text.replace(place, &format!("{path}/"));
+        }
+        match self {
+            Self::Lua(port) => text.replace("127.0.0.1:8420", &format!("127.0.0.1:{port}")),
+            Self::Mailcow(port) => text
+                .replace("127.0.0.1:8420", &format!("127.0.0.1:{port}"))
+                .replace("token = \"\"", &format!("token = {TOKEN:?}")),
+            _ => text,
+        }
+    }
 }
 
 /// The directory of an instance, made before it is started: gatepost binds its socket there, and the homes of
@@ -58,9 +115,14 @@ impl Place {
         self.directory.path().join("gatepost")
     }
 
+    /// A path there, as the host sees it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
     /// The home of mailboxes as Dovecot sees it, for a template.
     pub(crate) fn home_template(&self) -> String {
-        format!("{}/mail/{{domain}}/{{local}}", self.inner().display())
+        format!("{}/mail/{{domain}}/{{local}}", self.seen_inside().display())
     }
 
     /// Where a mailbox's new messages lie, as the host sees it.
@@ -68,8 +130,13 @@ impl Place {
         self.directory.path().join(format!("mail/{domain}/{local}/Maildir/new"))
     }
 
+    /// A path there, as Dovecot sees it.
+    pub(crate) fn inner(&self, name: &str) -> String {
+        self.seen_inside().join(name).display().to_string()
+    }
+
     /// The directory as Dovecot sees it.
-    fn inner(&self) -> PathBuf {
+    fn seen_inside(&self) -> PathBuf {
         match self.home {
             Home::Host => self.directory.path().to_owned(),
             Home::Trixie => {
@@ -98,7 +165,8 @@ impl Dovecot {
 
     /// With the very lines of contrib for Gatepost and for a Postfix beside it, whose queue directory this is.
     pub(crate) fn beside_postfix(place: Place, spool: &Path) -> Self {
-        let (inner, spool) = (place.inner().display().to_string(), spool.display().to_string());
+        let (inner, spool) =
+            (place.seen_inside().display().to_string(), spool.display().to_string());
         let lines = match version(place.home) {
             Version::V23 => concat!(
                 include_str!("../../../contrib/dovecot-2.3/gatepost.conf"),
@@ -121,17 +189,25 @@ impl Dovecot {
     fn with(place: Place, judge: Judge, further_lines: &str) -> Self {
         let directory = place.directory.path().to_owned();
         let [imap, pop3, sieve, submission, lmtp] = std::array::from_fn(|_| free_port());
-        let inner = place.inner();
+        let inner = place.seen_inside();
         let ports = [imap, pop3, sieve, submission, lmtp];
-        let text = match version(place.home) {
+        let version = version(place.home);
+        let text = match version {
             Version::V23 => configuration_23(&inner, ports, judge),
             Version::V24 => configuration_24(&inner, ports, judge),
         };
-        fs::write(directory.join("dovecot.conf"), text + further_lines).unwrap();
+        let pasted = judge.pasted(version, &inner.display().to_string()).unwrap_or_default();
+        fs::write(directory.join("dovecot.conf"), text + &pasted + further_lines).unwrap();
+        beside(&directory, &inner, judge);
         // A copy beside the configuration, so that the tree can run it as well. Made by cp: a descriptor open for
         // writing here could be inherited by a program that another test starts, and the shim would be "text busy".
-        let mut copy = program("cp", "coreutils");
-        run(copy.arg(env!("CARGO_BIN_EXE_gatepost-dovecot-auth")).arg(directory.join("shim")));
+        for (program_of_ours, name) in [
+            (env!("CARGO_BIN_EXE_gatepost-dovecot-auth"), "shim"),
+            (env!("CARGO_BIN_EXE_gatepost-checkpassword"), "gatepost-checkpassword"),
+        ] {
+            let mut copy = program("cp", "coreutils");
+            run(copy.arg(program_of_ours).arg(directory.join(name)));
+        }
         let mut command = inside(place.home, "/usr/sbin/dovecot", "dovecot-core");
         command.arg("-F").arg("-c").arg(inner.join("dovecot.conf"));
         let output = directory.join("output");
@@ -142,7 +218,8 @@ impl Dovecot {
         wait_until("Dovecot listens", Duration::from_secs(30), || {
             let said = || read_text(&output) + &read_text(&log);
             assert!(running.ended().is_none(), "dovecot ended: {}", said());
-            ports.iter().all(|port| listens(*port))
+            let mut ports = ports.iter().filter(|port| has_sieve(judge) || **port != sieve);
+            ports.all(|port| listens(*port))
         });
         Self { place, imap, pop3, sieve, submission, lmtp, running }
     }
@@ -150,7 +227,7 @@ impl Dovecot {
     /// Runs doveadm against this instance.
     pub(crate) fn doveadm(&self, arguments: &[&str]) -> Output {
         let mut command = inside(self.place.home, "/usr/bin/doveadm", "dovecot-core");
-        command.arg("-c").arg(self.place.inner().join("dovecot.conf")).args(arguments);
+        command.arg("-c").arg(self.place.seen_inside().join("dovecot.conf")).args(arguments);
         command.stdin(Stdio::null()).output().unwrap()
     }
 
@@ -238,10 +315,31 @@ fn inside(home: Home, path: &str, package: &str) -> Command {
     }
 }
 
+/// The other files that are for pasting.
+fn beside(directory: &Path, inner: &Path, judge: Judge) {
+    let lua = include_str!("../../../contrib/dovecot-lua/gatepost.lua");
+    let dict = include_str!("../../../contrib/dovecot-dict/gatepost-dict.conf.ext");
+    for (name, text, mode) in
+        [("gatepost.lua", lua, 0o644), ("gatepost-dict.conf.ext", dict, 0o600)]
+    {
+        fs::write(directory.join(name), judge.at(text, &inner.display().to_string())).unwrap();
+        fs::set_permissions(directory.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+/// ManageSieve's login process knows no other socket than that of Dovecot's own auth process.
+fn has_sieve(judge: Judge) -> bool {
+    judge != Judge::Sockets
+}
+
 fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let path = path.display();
+    let sieve = if has_sieve(judge) { "sieve " } else { "" };
     let judge = match judge {
-        Judge::Gatepost => String::new(),
+        Judge::Gatepost | Judge::Sockets => String::new(),
+        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) | Judge::Mailcow(_) => {
+            "auth_mechanisms = plain login\n".into()
+        }
         Judge::Static => format!(
             "auth_mechanisms = plain login\npassdb {{\n driver = static\n args = password=open\n}}\n\
              userdb {{\n driver = static\n args = uid={MAIL_ID} gid={MAIL_ID} home={path}/mail/%d/%n\n}}\n"
@@ -249,7 +347,7 @@ fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     } + &services(&path.to_string(), ports, judge);
     format!(
         "base_dir = {path}/run\nstate_dir = {path}/state\nlog_path = {path}/dovecot.log\n\
-         protocols = imap pop3 sieve lmtp submission\nlisten = 127.0.0.1\nssl = no\n\
+         protocols = imap pop3 {sieve}lmtp submission\nlisten = 127.0.0.1\nssl = no\n\
          disable_plaintext_auth = no\nmail_location = maildir:~/Maildir\nfirst_valid_uid = 1\n\
          submission_relay_host = 127.0.0.1\nsubmission_backend_capabilities = 8BITMIME\n{judge}"
     )
@@ -257,8 +355,12 @@ fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
 
 fn configuration_24(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let path = path.display();
+    let sieve = if has_sieve(judge) { " sieve = yes\n" } else { "" };
     let judge = match judge {
-        Judge::Gatepost => String::new(),
+        Judge::Gatepost | Judge::Sockets => String::new(),
+        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) | Judge::Mailcow(_) => {
+            "auth_mechanisms = plain login\n".into()
+        }
         Judge::Static => format!(
             "auth_mechanisms = plain login\npassdb static {{\n password = open\n}}\n\
              userdb static {{\n fields {{\n  uid = {MAIL_ID}\n  gid = {MAIL_ID}\n  \
@@ -268,7 +370,7 @@ fn configuration_24(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     format!(
         "dovecot_config_version = 2.4.1\ndovecot_storage_version = 2.4.1\n\
          base_dir = {path}/run\nstate_dir = {path}/state\nlog_path = {path}/dovecot.log\n\
-         protocols {{\n imap = yes\n pop3 = yes\n sieve = yes\n lmtp = yes\n submission = yes\n}}\n\
+         protocols {{\n imap = yes\n pop3 = yes\n{sieve} lmtp = yes\n submission = yes\n}}\n\
          listen = 127.0.0.1\nssl = no\nauth_allow_cleartext = yes\nmail_driver = maildir\n\
          mail_path = ~/Maildir\nfirst_valid_uid = 1\nsubmission_relay_host = 127.0.0.1\n\
          submission_backend_capabilities = 8BITMIME\n{judge}"
@@ -291,11 +393,15 @@ fn services(path: &str, ports: [u16; 5], judge: Judge) -> String {
         Judge::Gatepost => {
             format!("service auth {{\n executable = {path}/shim {path}/gatepost\n}}\n")
         }
-        Judge::Static => String::new(),
+        _ => String::new(),
     };
     auth + &login("imap-login", "imap", imap, "imaps")
         + &login("pop3-login", "pop3", pop3, "pop3s")
-        + &login("managesieve-login", "sieve", sieve, "")
+        + &(if has_sieve(judge) {
+            login("managesieve-login", "sieve", sieve, "")
+        } else {
+            String::new()
+        })
         + &login("submission-login", "submission", submission, "submissions")
         + &login("lmtp", "lmtp", lmtp, "")
 }

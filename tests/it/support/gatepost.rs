@@ -60,6 +60,24 @@ impl Configuration {
         self
     }
 
+    /// Opens the doors of the ways in that leave Dovecot its own auth process, or some of it.
+    pub(crate) fn for_other_ways(mut self, place: &Place) -> Self {
+        let key: String = (0..32).map(|byte| format!("{byte:02x}")).collect();
+        for (name, protocol, mode, more) in [
+            ("dict", "dovecot-dict", "0666", format!("password_key = {key:?}")),
+            ("checkpassword", "checkpassword", "0666", String::new()),
+            ("dovecot-login", "dovecot-auth", "0666", "failure_delay = \"0s\"".into()),
+            ("dovecot-master", "dovecot-master", "0600", String::new()),
+        ] {
+            let path = place.path(name);
+            let body = format!("protocol = {protocol:?}\npath = {path:?}\nmode = {mode:?}\n{more}");
+            self.set(&format!("listen.{name}"), &body);
+        }
+        self.change("listen.web", "serve", "[\"login\", \"lookup\", \"health\", \"metrics\"]");
+        self.home(&place.home_template());
+        self
+    }
+
     /// Replaces a table.
     pub(crate) fn set(&mut self, table: &str, body: &str) {
         self.tables.insert(table.to_owned(), body.to_owned());
@@ -137,6 +155,7 @@ impl Configuration {
         command
     }
 
+    /// Writes the file.
     pub(crate) fn write(&self) {
         let mut text = String::new();
         for (table, body) in &self.tables {
@@ -292,6 +311,20 @@ impl Gatepost {
     pub(crate) fn stop(&mut self) {
         let status = self.running.take().expect("gatepost runs").stop();
         assert!(status.success(), "gatepost ended with {status}: {}", self.log());
+    }
+
+    /// Takes the database away from under the daemon, or gives it back.
+    pub(crate) fn store_away(&self) {
+        self.rename_store("gatepost.db", "away");
+    }
+
+    /// See [`Gatepost::store_away`].
+    pub(crate) fn store_back(&self) {
+        self.rename_store("away", "gatepost.db");
+    }
+
+    fn rename_store(&self, from: &str, to: &str) {
+        fs::rename(self.configuration.path(from), self.configuration.path(to)).unwrap();
     }
 
     pub(crate) fn log(&self) -> String {

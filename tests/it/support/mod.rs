@@ -7,6 +7,7 @@ pub(crate) mod dovecot;
 pub(crate) mod exim;
 pub(crate) mod gatepost;
 pub(crate) mod haproxy;
+pub(crate) mod nginx;
 pub(crate) mod postfix;
 pub(crate) mod site;
 pub(crate) mod slapd;
