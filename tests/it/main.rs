@@ -11,6 +11,7 @@
 
 mod support;
 
+mod checkpassword;
 mod configured;
 mod contrib;
 mod handover;

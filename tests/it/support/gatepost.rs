@@ -313,20 +313,6 @@ impl Gatepost {
         assert!(status.success(), "gatepost ended with {status}: {}", self.log());
     }
 
-    /// Takes the database away from under the daemon, or gives it back.
-    pub(crate) fn store_away(&self) {
-        self.rename_store("gatepost.db", "away");
-    }
-
-    /// See [`Gatepost::store_away`].
-    pub(crate) fn store_back(&self) {
-        self.rename_store("away", "gatepost.db");
-    }
-
-    fn rename_store(&self, from: &str, to: &str) {
-        fs::rename(self.configuration.path(from), self.configuration.path(to)).unwrap();
-    }
-
     pub(crate) fn log(&self) -> String {
         read_text(&self.log_path())
     }
