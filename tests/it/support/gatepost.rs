@@ -80,11 +80,6 @@ impl Configuration {
         self.path("auth")
     }
 
-    /// The database of mailboxes.
-    pub(crate) fn database(&self) -> PathBuf {
-        self.path("gatepost.db")
-    }
-
     pub(crate) fn start(self) -> Gatepost {
         Gatepost::start(self)
     }

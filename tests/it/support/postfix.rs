@@ -95,7 +95,8 @@ impl Postfix {
              smtpd_sasl_security_options = noanonymous\n\
              smtpd_relay_restrictions = permit_sasl_authenticated, reject\n"
         );
-        Self::run(Place::new(Home::Host), &sasl, "")
+        // Outside the chroot, where the path of a socket means what it says.
+        Self::run(Place::new(Home::Host), &sasl, "", 'n')
     }
 
     /// With the very lines of contrib/postfix; Gatepost's and Dovecot's sockets are where those say.
@@ -108,10 +109,10 @@ impl Postfix {
             etc.display(),
             include_str!("../../../contrib/postfix/main.cf")
         );
-        Self::run(place, &main, include_str!("../../../contrib/postfix/master.cf"))
+        Self::run(place, &main, include_str!("../../../contrib/postfix/master.cf"), 'y')
     }
 
-    fn run(place: Place, main: &str, master: &str) -> Self {
+    fn run(place: Place, main: &str, master: &str, chroot: char) -> Self {
         let [port, submission, open_submission] = std::array::from_fn(|_| free_port());
         let postfix = Self { place, port, submission, open_submission };
         let etc = postfix.place.directory.path().join("etc");
@@ -191,11 +192,11 @@ fn main_cf(path: &Path) -> String {
     )
 }
 
-/// As Debian has it: what asks Gatepost lives in the chroot.
-fn master_cf(port: u16, open_submission: u16) -> String {
+/// As Debian has it, where what asks Gatepost lives in the chroot; or out of it.
+fn master_cf(port: u16, open_submission: u16, chroot: char) -> String {
     format!(
-        "127.0.0.1:{port} inet n - y - 200 smtpd\n\
-         127.0.0.1:{open_submission} inet n - y - - smtpd\n \
+        "127.0.0.1:{port} inet n - {chroot} - 200 smtpd\n\
+         127.0.0.1:{open_submission} inet n - {chroot} - - smtpd\n \
          -o smtpd_sasl_auth_enable=yes\n \
          -o smtpd_sender_restrictions=check_policy_service,unix:gatepost/policy\n \
          -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n\
