@@ -118,8 +118,8 @@ impl Postfix {
         let etc = postfix.place.directory.path().join("etc");
         fs::write(etc.join("main.cf"), main_cf(&postfix.place.inner()) + main).unwrap();
         let submission = format!("\n127.0.0.1:{submission} ");
-        let master =
-            master_cf(port, open_submission) + &master.replace("\nsubmission ", &submission);
+        let master = master_cf(port, open_submission, chroot)
+            + &master.replace("\nsubmission ", &submission);
         fs::write(etc.join("master.cf"), master).unwrap();
         postfix.command("start");
         wait_until("Postfix listens", Duration::from_secs(20), || listens(port));
