@@ -55,9 +55,7 @@ end
 local function json_object(members)
   local parts = {}
   for name, value in pairs(members) do
-    if value ~= nil and value ~= "" then
-      parts[#parts + 1] = json_text(name) .. ":" .. json_text(tostring(value))
-    end
+    parts[#parts + 1] = json_text(name) .. ":" .. json_text(tostring(value))
   end
   return "{" .. table.concat(parts, ",") .. "}"
 end

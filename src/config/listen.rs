@@ -63,8 +63,8 @@ pub struct Listen {
     pub anonymous: bool,
     /// TLS of an http door.
     pub tls: DoorTls,
-    /// Every connection begins with a PROXY header (version 1 or 2), whose client counts as the peer. TCP only;
-    /// peers outside `trusted` are closed.
+    /// Every connection begins with a PROXY header (version 1 or 2) of a proxy in `trusted`, whose client counts as the
+    /// peer: `allow` is about it. TCP only; other connections are closed.
     pub proxy_protocol: bool,
     /// Where nginx shall pass mail sessions on to (serve nginx).
     pub upstream: Upstream,

@@ -11,12 +11,17 @@
 
 mod support;
 
+mod checkpassword;
 mod configured;
+mod contrib;
 mod handover;
 mod peers;
+mod postfix_mail;
+mod postfix_maps;
 
 mod main_job;
 
+mod cyrus_exim;
 mod dialogues;
 mod directory_changes;
 mod door_table;
@@ -26,5 +31,7 @@ mod hostile;
 mod http_doors;
 mod local_accounts;
 mod outages;
+mod proxy;
+mod service;
 mod shim;
 mod storm;

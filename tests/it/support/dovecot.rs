@@ -160,6 +160,33 @@ pub(crate) struct Dovecot {
 
 impl Dovecot {
     pub(crate) fn start(place: Place, judge: Judge) -> Self {
+        Self::with(place, judge, "")
+    }
+
+    /// With the very lines of contrib for Gatepost and for a Postfix beside it, whose queue directory this is.
+    pub(crate) fn beside_postfix(place: Place, spool: &Path) -> Self {
+        let (inner, spool) =
+            (place.seen_inside().display().to_string(), spool.display().to_string());
+        let lines = match version(place.home) {
+            Version::V23 => concat!(
+                include_str!("../../../contrib/dovecot-2.3/gatepost.conf"),
+                include_str!("../../../contrib/dovecot-2.3/postfix.conf")
+            ),
+            // 10 MB more than the quota by default: too much for a test.
+            Version::V24 => concat!(
+                "quota_storage_grace = 0\n",
+                include_str!("../../../contrib/dovecot-2.4/gatepost.conf"),
+                include_str!("../../../contrib/dovecot-2.4/postfix.conf")
+            ),
+        };
+        let lines = lines
+            .replace("/usr/lib/gatepost/gatepost-dovecot-auth", &format!("{inner}/shim"))
+            .replace("/run/gatepost/dovecot", &format!("{inner}/gatepost"))
+            .replace("/var/spool/postfix", &spool);
+        Self::with(place, Judge::Gatepost, &lines)
+    }
+
+    fn with(place: Place, judge: Judge, further_lines: &str) -> Self {
         let directory = place.directory.path().to_owned();
         let [imap, pop3, sieve, submission, lmtp] = std::array::from_fn(|_| free_port());
         let inner = place.seen_inside();
@@ -170,7 +197,7 @@ impl Dovecot {
             Version::V24 => configuration_24(&inner, ports, judge),
         };
         let pasted = judge.pasted(version, &inner.display().to_string()).unwrap_or_default();
-        fs::write(directory.join("dovecot.conf"), text + &pasted).unwrap();
+        fs::write(directory.join("dovecot.conf"), text + &pasted + further_lines).unwrap();
         beside(&directory, &inner, judge);
         // A copy beside the configuration, so that the tree can run it as well. Made by cp: a descriptor open for
         // writing here could be inherited by a program that another test starts, and the shim would be "text busy".
