@@ -31,7 +31,7 @@ apt_install() {
   log=$(mktemp)
   for package in "$@"; do
     case $package in
-      slapd | postfix | nginx) fresh+=("$package.service") ;;
+      slapd | postfix | nginx | haproxy | fail2ban) fresh+=("$package.service") ;;
       dovecot-core) fresh+=(dovecot.service) ;;
     esac
   done

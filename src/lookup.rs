@@ -8,8 +8,10 @@
 //! user+detail@domain   user@domain   user+detail@target   user@target     (target: the domain's alias_of)
 //! ```
 //!
-//! and only if none is, the catch-all of the domain. What is in memory follows every change that this process makes in
-//! the store at once; a change by another process is seen after [`OUTSIDE_CHANGES`].
+//! and only if none is, the catch-all of the domain: if that leads to a mailbox, or away from here. Addresses of domains
+//! that are not ours are nobody's, and the store is not asked about them: mail servers ask for every sender and
+//! recipient there is, and mail to the rest of the world must not wait for our store. What is in memory follows every
+//! change that this process makes in the store at once; a change by another process is seen after [`OUTSIDE_CHANGES`].
 
 mod key;
 
@@ -159,7 +161,7 @@ impl Lookup {
         if map == Map::Domain {
             return Some(rules.domain(key));
         }
-        let Some(key) = Key::parse(key, &rules.names) else { return Some(Found::Nothing) };
+        let Some(key) = rules.key(key) else { return Some(Found::Nothing) };
         let view = View { known: &self.known, read: Vec::new() };
         rules.answer(&view, map, &key).ok()
     }
@@ -173,7 +175,7 @@ impl Lookup {
         if map == Map::Domain {
             return Ok(rules.domain(key));
         }
-        let Some(key) = Key::parse(key, &rules.names) else { return Ok(Found::Nothing) };
+        let Some(key) = rules.key(key) else { return Ok(Found::Nothing) };
         let mut view = View { known: &self.known, read: Vec::new() };
         if let Ok(found) = rules.answer(&view, map, &key) {
             return Ok(found);
@@ -182,12 +184,13 @@ impl Lookup {
         if let Ok(found) = rules.answer(&view, map, &key) {
             return Ok(found);
         }
-        // Nobody, so that the catch-all counts: whose is it?
+        // The address is nobody's, so that the catch-all counts: whose is that?
         if let Some(catch_all) = rules.catch_all(&key) {
             let catch_all = Key::of(catch_all, &rules.names);
             self.read(&rules.candidates(&catch_all), &mut view).await?;
         }
-        Ok(rules.answer(&view, map, &key).unwrap_or(Found::Nothing))
+        // All that counts has been read. If a mistake of ours says otherwise, mail must wait and not be refused.
+        Ok(rules.answer(&view, map, &key).unwrap_or(Found::Later))
     }
 
     /// The mailbox that a name leads to, by whatever address of it. The name is read as at a login.
@@ -315,9 +318,18 @@ impl Rules {
         Self { domains: config.domain.iter().filter_map(rules).collect(), names }
     }
 
+    /// Understands a key; `None`: it is nobody's, whatever the store holds.
+    fn key(&self, key: &[u8]) -> Option<Key> {
+        Key::parse(key, &self.names).filter(|key| self.is_ours(key.address.domain()))
+    }
+
+    fn is_ours(&self, domain: &Domain) -> bool {
+        self.domains.contains_key(domain)
+    }
+
     fn domain(&self, key: &[u8]) -> Found {
         let domain = std::str::from_utf8(key).ok().and_then(|text| Domain::parse(text).ok());
-        match domain.filter(|domain| self.domains.contains_key(domain)) {
+        match domain.filter(|domain| self.is_ours(domain)) {
             Some(domain) => Found::Value(domain.as_str().into()),
             None => Found::Nothing,
         }
@@ -370,17 +382,26 @@ impl Rules {
     }
 
     fn answer(&self, view: &View<'_>, map: Map, key: &Key) -> Result<Found, Unknown> {
-        Ok(match (map, self.place(view, key)?) {
-            (Map::SenderLogin, Place::Resident { resident, .. }) => {
-                Found::Value(resident.address.shared())
+        let place = self.place(view, key)?;
+        Ok(match (map, place) {
+            (Map::Alias, Place::CatchAll(address)) if !self.is_ours(address.domain()) => {
+                Found::Value(external(&address, ""))
             }
-            (Map::SenderLogin, Place::CatchAll(address)) => {
+            (Map::Alias | Map::SenderLogin, Place::CatchAll(address)) => {
                 match self.place(view, &Key::of(&address, &self.names))? {
-                    Place::Resident { resident, .. } => Found::Value(resident.address.shared()),
+                    Place::Resident { resident, .. } if map == Map::SenderLogin => {
+                        Found::Value(resident.address.shared())
+                    }
+                    Place::Resident { resident, detail, .. } => {
+                        self.delivered(&resident, || external(&resident.address, &detail))
+                    }
+                    // What is taken for an address that nobody has would come back as a bounce to whoever was forged.
                     Place::CatchAll(_) | Place::Nobody => Found::Nothing,
                 }
             }
-            (Map::Alias, Place::CatchAll(address)) => Found::Value(external(&address, "")),
+            (Map::SenderLogin, Place::Resident { resident, .. }) => {
+                Found::Value(resident.address.shared())
+            }
             (Map::Mailbox, Place::Resident { resident, canonical: true, .. }) => {
                 self.delivered(&resident, || resident.address.shared())
             }

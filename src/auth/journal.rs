@@ -18,6 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use super::attempt::Credentials;
 use crate::config::node::LogFormat;
 use crate::metrics::{LoginOutcome, Metrics};
 
@@ -34,6 +35,8 @@ pub struct Record<'a> {
     pub service: &'a str,
     /// The client's address, where the door knows it.
     pub client: Option<IpAddr>,
+    /// The process that asked, over a unix socket.
+    pub peer: Option<Credentials>,
     /// The mail server's session id.
     pub session: Option<&'a str>,
     /// The door's name in the configuration.
@@ -128,6 +131,12 @@ impl Journal {
         if wake {
             self.shared.arrived.notify_one();
         }
+    }
+
+    /// Whether the thread is there that writes the lines.
+    #[must_use]
+    pub fn lives(&self) -> bool {
+        self.writer.as_ref().is_some_and(|writer| !writer.is_finished())
     }
 
     /// Writes out what waits, on the caller's thread. Nobody needs to call it for lines to come out.
@@ -280,6 +289,14 @@ fn text(record: &Record<'_>, now: SystemTime, line: &mut Vec<u8>) {
         line.extend_from_slice(b" detail=");
         quoted(record.detail.as_bytes(), MAX_DETAIL, Escape::Text, line);
     }
+    if let Some(peer) = record.peer {
+        line.extend_from_slice(b" peer.uid=");
+        decimal(u64::from(peer.uid), line);
+        if let Some(pid) = visible(peer) {
+            line.extend_from_slice(b" peer.pid=");
+            decimal(pid, line);
+        }
+    }
     line.push(b'\n');
 }
 
@@ -319,6 +336,14 @@ fn json(record: &Record<'_>, now: SystemTime, line: &mut Vec<u8>) {
     }
     line.extend_from_slice(b",\"ms\":");
     milliseconds(record.took, line);
+    if let Some(peer) = record.peer {
+        line.extend_from_slice(b",\"peer.uid\":");
+        decimal(u64::from(peer.uid), line);
+        if let Some(pid) = visible(peer) {
+            line.extend_from_slice(b",\"peer.pid\":");
+            decimal(pid, line);
+        }
+    }
     line.extend_from_slice(b"}\n");
 }
 
@@ -419,6 +444,11 @@ fn address(address: IpAddr, line: &mut Vec<u8>) {
     }
 }
 
+/// The kernel gives 0 for a process of another pid namespace: a container's.
+fn visible(peer: Credentials) -> Option<u64> {
+    peer.pid.and_then(|pid| u64::try_from(pid).ok()).filter(|pid| *pid > 0)
+}
+
 fn number(line: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
     // Writing into a Vec cannot fail.
     let _ = line.write_fmt(arguments);
@@ -501,6 +531,7 @@ mod tests {
             mailbox: Some("fry@planetexpress.com"),
             service: "imap",
             client: Some("192.0.2.9".parse().unwrap()),
+            peer: None,
             session: Some("qXy0/1+2=="),
             door: "dovecot",
             outcome: LoginOutcome {
@@ -576,6 +607,28 @@ mod tests {
                 "session": "qXy0/1+2==",
             })
         );
+    }
+
+    #[test]
+    fn the_process_that_asked_stands_at_the_end() {
+        let by = |uid, pid| Record {
+            peer: Some(Credentials { uid, pid }),
+            detail: "template staff",
+            ..refusal(b"fry")
+        };
+        let end = |record: &Record<'_>| {
+            let line = as_text(record);
+            line.split_once(" detail=\"template staff\"").unwrap().1.to_owned()
+        };
+
+        assert_eq!(end(&by(106, Some(4711))), " peer.uid=106 peer.pid=4711\n");
+        assert_eq!(end(&by(0, None)), " peer.uid=0\n");
+        // A process that we cannot see.
+        assert_eq!(end(&by(u32::MAX, Some(0))), " peer.uid=4294967295\n");
+        let shown = as_json(&by(106, Some(4711)));
+        assert_eq!((&shown["peer.uid"], &shown["peer.pid"]), (&106.into(), &4711.into()));
+        let shown = as_json(&by(106, Some(-1)));
+        assert_eq!((&shown["peer.uid"], shown.get("peer.pid")), (&106.into(), None));
     }
 
     #[test]

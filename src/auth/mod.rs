@@ -32,7 +32,7 @@ use crate::person::Person;
 use crate::provision::Rules;
 use crate::store::{Mailbox, Store};
 
-pub use access::objection;
+pub use access::{Facts, objection, objection_to};
 pub use asking::refusal_reason;
 pub use attempt::{
     Accepted, Attempt, Credentials, Later, Reason, Refused, Service, Source, Verdict,
@@ -232,6 +232,13 @@ impl Authenticator {
         verdict
     }
 
+    /// Refuses what a door's protocol does not let through, without asking anybody. Writes the journal.
+    pub fn refuse(&self, attempt: &Attempt, reason: Reason) -> Verdict {
+        let verdict = Verdict::Reject(Refused::new(reason, Source::Rules));
+        self.record(attempt, &verdict, clock::now());
+        verdict
+    }
+
     async fn decide(
         self: &Arc<Self>,
         setup: &Arc<Setup>,
@@ -370,6 +377,12 @@ impl Authenticator {
         self.metrics.memory("nobodies", size.nobodies.0, size.nobodies.1);
     }
 
+    /// Whether decisions reach the journal.
+    #[must_use]
+    pub fn journal_lives(&self) -> bool {
+        self.journal.lives()
+    }
+
     /// Whether anybody could be answered from memory.
     #[must_use]
     pub fn remembers_anybody(&self) -> bool {
@@ -421,6 +434,7 @@ impl Authenticator {
             mailbox,
             service: &attempt.service_name,
             client: attempt.client,
+            peer: attempt.peer,
             session: attempt.session.as_deref(),
             door: &attempt.door,
             outcome,

@@ -35,7 +35,8 @@ pub struct Listen {
     /// Users who may hand sockets over (protocol dovecot), by peer credentials.
     pub peers: Vec<String>,
     /// How "later" is said: auto | close | fail. auto closes the connection for Postfix and Exim, which know no
-    /// other way, and answers `code=temp_fail` to Dovecot.
+    /// other way, and answers `code=temp_fail` to Dovecot. For mailcow's script (serve mailcow) too auto closes, and fail
+    /// is a 503.
     pub temp_failure: TempFailure,
     /// Connections at one time; more wait in the backlog.
     pub max_connections: usize,
@@ -62,8 +63,8 @@ pub struct Listen {
     pub anonymous: bool,
     /// TLS of an http door.
     pub tls: DoorTls,
-    /// Every connection begins with a PROXY header (version 1 or 2), whose client counts as the peer. TCP only;
-    /// peers outside `trusted` are closed.
+    /// Every connection begins with a PROXY header (version 1 or 2) of a proxy in `trusted`, whose client counts as the
+    /// peer: `allow` is about it. TCP only; other connections are closed.
     pub proxy_protocol: bool,
     /// Where nginx shall pass mail sessions on to (serve nginx).
     pub upstream: Upstream,

@@ -24,6 +24,8 @@
 mod checkpassword;
 mod dict;
 mod dovecot;
+mod postfix;
+mod saslauthd;
 #[path = "../../tests/dialogues/script.rs"]
 mod script;
 
@@ -41,6 +43,9 @@ fn connect(socket: &str) -> Box<dyn Peer> {
         "dict" => Box::new(dict::DictPeer::new()),
         "login" | "client" => Box::new(dovecot::AuthPeer::new(socket)),
         "master" | "userdb" => Box::new(dovecot::MasterPeer::new(socket)),
+        "saslauthd" => Box::new(saslauthd::SaslauthdPeer),
+        "socketmap" => Box::new(postfix::MapsPeer),
+        "policy" => Box::new(postfix::PolicyPeer::default()),
         other => panic!("no such socket: {other}"),
     }
 }
@@ -245,7 +250,14 @@ fn every_protocol_has_its_dialogues() {
         assert_ne!(dialogue.only_session.as_deref(), Some(""), "{}: why?", dialogue.name);
         *counts.entry(dialogue.name.split('/').next().unwrap().to_owned()).or_insert(0) += 1;
     }
-    let too_few: Vec<_> = [("dovecot-auth", 39), ("dovecot-master", 11)]
+    let wanted = [
+        ("dovecot-auth", 39),
+        ("dovecot-master", 11),
+        ("policy", 4),
+        ("saslauthd", 13),
+        ("socketmap", 7),
+    ];
+    let too_few: Vec<_> = wanted
         .into_iter()
         .filter(|(folder, least)| counts.get(*folder).is_none_or(|count| count < least))
         .collect();

@@ -305,6 +305,8 @@ fn sayable<'a>(what: &'static str, value: &'a str) -> Result<&'a str, MessageErr
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn message() -> Message {
@@ -414,5 +416,48 @@ mod tests {
         assert!(Answer::parse(b"OK\n").is_err());
         assert!(Answer::parse(&[b'x'; MAX_ANSWER_BYTES]).is_err());
         assert_eq!(Answer::Refused("a\nb".into()).encode(), b"refused\tab\n");
+    }
+    fn any_message() -> impl Strategy<Value = Message> {
+        let kind = prop::sample::select(HandedKind::NAMES.map(|(_, kind)| kind).to_vec());
+        let place = prop_oneof![
+            "/[^\\pC]{0,60}".prop_map(|path| Place::Unix(path.into())),
+            any::<SocketAddr>()
+                .prop_filter("no flow or scope", |it| it.to_string().parse() == Ok(*it))
+                .prop_map(Place::Tcp),
+        ];
+        let socket = ("[^\\pC]{0,20}", kind, place).prop_map(|(name, kind, place)| Description {
+            name,
+            kind,
+            place,
+        });
+        let sockets = proptest::collection::vec(socket, 0..6);
+        ("/[^\\pC]{0,60}", "[^\\pC]{0,20}", sockets).prop_map(|(base_dir, version, sockets)| {
+            Message { base_dir: base_dir.into(), version, sockets }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_reads_as_it_was_written(message in any_message(), cut: prop::sample::Index) {
+            let bytes = message.encode().unwrap();
+
+            prop_assert_eq!(Message::parse(&bytes[..cut.index(bytes.len())]), Ok(None));
+            prop_assert_eq!(Message::parse(&bytes), Ok(Some(message)));
+        }
+
+        #[test]
+        fn any_answer_reads_as_it_was_written(count: usize, reason in "[^\\pC]{0,120}") {
+            for answer in [Answer::Taken(count), Answer::Refused(reason)] {
+                prop_assert_eq!(Answer::parse(&answer.encode()), Ok(Some(answer)));
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes: Vec<u8>) {
+            let after_header = [HEADER.as_bytes(), b"\n", &bytes, END.as_bytes()].concat();
+            for bytes in [&bytes, &after_header] {
+                let _ = (Message::parse(bytes), Answer::parse(bytes));
+            }
+        }
     }
 }

@@ -5,13 +5,16 @@
 pub mod checkpassword;
 pub mod dovecot;
 pub mod handover;
+pub mod haproxy;
 pub mod http;
 pub mod json;
 pub mod json_login;
 pub mod mailcow;
 pub mod nauthilus;
 pub mod nginx;
+pub mod postfix;
 pub mod sasl;
+pub mod saslauthd;
 
 #[cfg(test)]
 mod dialogues;

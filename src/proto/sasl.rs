@@ -137,6 +137,8 @@ fn login_name(name: &[u8]) -> Step {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn complete(step: Step) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
@@ -235,5 +237,34 @@ mod tests {
         let shown = format!("{step:?}");
 
         assert!(shown.contains("joe") && !shown.contains("hunter2"), "{shown}");
+    }
+    proptest! {
+        #[test]
+        fn plain_and_login_give_what_was_said(authzid in "[^\0]{0,9}", authcid in "[^\0]{0,99}", password: Vec<u8>) {
+            let parts = [authzid.as_bytes(), authcid.as_bytes(), &password].map(<[u8]>::to_vec);
+            let expected = |authzid: Vec<u8>| (authzid, parts[1].clone(), password.clone());
+
+            let plain = Exchange::start(Mechanism::Plain, Some(&parts.join(&0)));
+            let other = if authzid == authcid { Vec::new() } else { parts[0].clone() };
+            prop_assert_eq!(complete(plain), expected(other));
+
+            let (exchange, _) = prompt(Exchange::start(Mechanism::Login, None));
+            let (exchange, _) = prompt(exchange.proceed(&parts[1]));
+            prop_assert_eq!(complete(exchange.proceed(&password)), expected(Vec::new()));
+        }
+
+        #[test]
+        fn random_messages_never_panic_and_end(initial: Option<Vec<u8>>, messages: [Vec<u8>; 2]) {
+            for mechanism in Mechanism::ALL {
+                let mut step = Exchange::start(*mechanism, initial.as_deref());
+                for message in &messages {
+                    step = match step {
+                        Step::Prompt(exchange, _) => exchange.proceed(message),
+                        step => step,
+                    };
+                }
+                prop_assert!(!matches!(step, Step::Prompt(..)), "{:?}", step);
+            }
+        }
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Door {
     pub(super) lookup: Arc<Lookup>,
     /// Nets whose word about the client's address is believed; a unix socket's peer always is.
     pub(super) trusted: Vec<IpNet>,
+    /// A proxy says who the peer is.
+    pub(super) proxied: bool,
     pub(super) failure_delay: Duration,
     /// Attempts in flight per connection.
     pub(super) max_in_flight: usize,
@@ -47,6 +49,7 @@ impl Door {
             core,
             lookup,
             trusted: listen.trusted.clone(),
+            proxied: listen.proxy_protocol,
             failure_delay: listen.failure_delay(),
             max_in_flight: listen.max_in_flight,
             write_timeout: listen.write_timeout.0,
@@ -63,6 +66,13 @@ impl Door {
     /// Whether this address is one of the trusted ones.
     pub(super) fn trusts(&self, address: IpAddr) -> bool {
         self.trusted.iter().any(|net| net.contains(&address))
+    }
+
+    /// Where an attempt comes from (login.md D-2): what a peer that is believed says in the protocol; else whom the PROXY
+    /// header names, unless that is one of those who only ask for others.
+    pub(super) fn client(&self, said: Option<IpAddr>, peer: &Peer) -> Option<IpAddr> {
+        let named = peer.address.map(|address| address.ip());
+        if self.believes(peer) { said } else { named.filter(|_| self.proxied) }
     }
 
     /// Memory first, then whoever must be asked. The question is a task of its own: it ends, and reaches the journal,
@@ -88,7 +98,8 @@ impl Door {
         verdict
     }
 
-    async fn delay(&self, verdict: &Verdict, due: Instant) {
+    /// Holds a refusal back until then.
+    pub(super) async fn delay(&self, verdict: &Verdict, due: Instant) {
         if matches!(verdict, Verdict::Reject(_)) && !self.failure_delay.is_zero() {
             tokio::time::sleep_until(due.into()).await;
         }

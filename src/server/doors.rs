@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tokio_util::sync::CancellationToken;
 
+use super::activation::{CONTROL, Passed};
 use super::checkpassword;
 use super::control;
 use super::door::{Door, Shared};
@@ -14,9 +15,14 @@ use super::dovecot_dict::{self, DictDoor};
 use super::dovecot_master::{self, MasterDoor, Reader};
 use super::handover::{self, HandOver, HandedSocket, Peers};
 use super::http::{self, HttpDoor};
-use super::listener::{self, Connection, Limits, Peer, Socket, Stream, accept_loop};
+use super::listener::{self, BindError, Connection, Limits, Peer, Socket, Stream, accept_loop};
+use super::postfix::maps::{self, MapsDoor};
+use super::postfix::policy::{self, PolicyDoor};
+use super::proxied::Proxies;
+use super::saslauthd;
 use super::tls::Certificates;
 use super::{Daemon, StartError};
+use crate::config::Config;
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
 use crate::proto::dovecot::auth::SocketKind;
@@ -34,7 +40,10 @@ enum Speaks {
     Checkpassword(Arc<Door>),
     Dict(Arc<DictDoor>),
     Http(Arc<HttpDoor>, Option<Arc<Certificates>>),
+    Maps(Arc<MapsDoor>),
+    Policy(Arc<PolicyDoor>),
     HandOver(Peers, Arc<Listen>),
+    Saslauthd(Arc<Door>),
     /// The command line's requests.
     Control,
     /// Tokens of URLAUTH: not offered, and closed at once.
@@ -90,29 +99,60 @@ fn reader(peer: Peer, openness: &Openness) -> Reader {
     Reader { pid: pid.filter(|pid| *pid != 0), only_uid }
 }
 
-impl Daemon {
-    /// Opens the control socket and serves all sockets.
-    pub(super) async fn open_doors(
-        self: &Arc<Self>,
-        sockets: Vec<(String, Socket)>,
-    ) -> Result<(), StartError> {
-        let running = self.running.lock().await;
-        let config = &running.config;
-        let path = config.node.control.clone();
-        let listen = Listen {
-            path: Some(path),
-            mode: FileMode(0o600),
-            max_connections: CONTROL_CONNECTIONS,
-            ..Listen::default()
+/// A door with the sockets it listens on.
+pub(super) struct Opened {
+    name: Arc<str>,
+    purpose: Purpose,
+    listen: Listen,
+    sockets: Vec<Socket>,
+}
+
+enum Purpose {
+    Control,
+    Door,
+}
+
+/// Opens the control socket and every door; those that systemd passed are open already.
+///
+/// # Errors
+/// If one cannot be opened; all are closed again then.
+pub(super) fn open(config: &Config, mut passed: Passed) -> Result<Vec<Opened>, StartError> {
+    let control = Listen {
+        path: Some(config.node.control.clone()),
+        mode: FileMode(0o600),
+        max_connections: CONTROL_CONNECTIONS,
+        ..Listen::default()
+    };
+    let mut doors = Vec::new();
+    let mut open =
+        |name: &str, purpose, listen: &Listen, failed: &dyn Fn(BindError) -> StartError| {
+            let (sockets, listen) = match passed.take(name, listen)? {
+                Some(passed) => passed,
+                None => (vec![listener::bind(listen).map_err(failed)?], listen.clone()),
+            };
+            doors.push(Opened { name: name.into(), purpose, listen, sockets });
+            Ok::<_, StartError>(())
         };
-        let control = listener::bind(&listen).map_err(StartError::Control)?;
-        self.spawn_door("control".into(), control, &listen, Speaks::Control, self.shutdown.clone());
-        for (name, socket) in sockets {
-            let Some(listen) = config.listen.get(&name) else { continue };
-            let speaks = self.speaks(&name, listen);
-            self.spawn_door(name.as_str().into(), socket, listen, speaks, self.shutdown.clone());
+    open(CONTROL, Purpose::Control, &control, &StartError::Control)?;
+    for (name, listen) in &config.listen {
+        let failed = |source| StartError::Listen { door: name.clone(), source };
+        open(name, Purpose::Door, listen, &failed)?;
+    }
+    Ok(doors)
+}
+
+impl Daemon {
+    /// Serves all doors, the control socket first.
+    pub(super) async fn open_doors(self: &Arc<Self>, doors: Vec<Opened>) {
+        // A reload must not come between: what is spoken comes of the configuration that the doors were opened with.
+        let _running = self.running.lock().await;
+        for opened in doors {
+            let speaks = match opened.purpose {
+                Purpose::Control => Speaks::Control,
+                Purpose::Door => self.speaks(&opened.name, &opened.listen),
+            };
+            self.spawn_door(opened, speaks, self.shutdown.clone());
         }
-        Ok(())
     }
 
     fn speaks(self: &Arc<Self>, name: &str, listen: &Listen) -> Speaks {
@@ -126,6 +166,11 @@ impl Daemon {
                 let (kind, openness) = who_may_claim(listen);
                 Speaks::Master(self.master_door(name, listen), kind, openness)
             }
+            Protocol::PostfixPolicy => {
+                Speaks::Policy(Arc::new(PolicyDoor::new(self.door(name, listen))))
+            }
+            Protocol::Socketmap => Speaks::Maps(Arc::new(MapsDoor::new(self.door(name, listen)))),
+            Protocol::Saslauthd => Speaks::Saslauthd(Arc::new(self.door(name, listen))),
             Protocol::Checkpassword => Speaks::Checkpassword(Arc::new(self.door(name, listen))),
             Protocol::DovecotDict => match PasswordKey::parse(listen.password_key.expose()) {
                 Some(key) => {
@@ -134,7 +179,6 @@ impl Daemon {
                 // The configuration's own check refuses what is no key.
                 None => Speaks::Nothing,
             },
-            Protocol::PostfixPolicy | Protocol::Saslauthd | Protocol::Socketmap => Speaks::Nothing,
             Protocol::Http => {
                 let certificates = self.certificates.get(&*name).cloned();
                 let parts = self.http_parts(self.door(Arc::clone(&name), listen));
@@ -195,36 +239,43 @@ impl Daemon {
         })
     }
 
-    fn spawn_door(
-        self: &Arc<Self>,
-        door: Arc<str>,
-        socket: Socket,
-        listen: &Listen,
-        speaks: Speaks,
-        shutdown: CancellationToken,
-    ) {
+    fn spawn_door(self: &Arc<Self>, opened: Opened, speaks: Speaks, shutdown: CancellationToken) {
+        let Opened { name: door, listen, sockets, .. } = opened;
+        let proxies = Proxies::of(&door, &listen, &self.metrics).map(Arc::new);
+        // Behind a proxy it is the client that must be allowed, and that is seen later.
+        let allow = if proxies.is_some() { Vec::new() } else { listen.allow.clone() };
         let limits = Limits {
-            max_connections: listen.max_connections,
-            allow: listen.allow.clone(),
+            places: listener::places(listen.max_connections),
+            allow,
             door: Arc::clone(&door),
             metrics: self.metrics.clone(),
         };
         let (daemon, speaks) = (Arc::clone(self), Arc::new(speaks));
-        let tracker = self.tracker.clone();
-        self.tracker.spawn(async move {
-            // Connections outlive their listener: Dovecot's login processes keep theirs over a reload.
-            let ending = daemon.shutdown.clone();
-            let serve = |connection: Connection| {
-                let (daemon, speaks) = (Arc::clone(&daemon), Arc::clone(&speaks));
-                let (door, ending) = (Arc::clone(&door), ending.clone());
-                async move {
-                    if let Err(error) = daemon.serve(connection, &speaks, ending).await {
-                        tracing::debug!(%door, %error, "connection ended");
+        let serve = move |connection: Connection| {
+            let (daemon, speaks) = (Arc::clone(&daemon), Arc::clone(&speaks));
+            let (door, proxies) = (Arc::clone(&door), proxies.clone());
+            async move {
+                // Connections outlive their listener: Dovecot's login processes keep theirs over a reload.
+                let ending = daemon.ending.clone();
+                let connection = match proxies {
+                    None => Some(connection),
+                    Some(proxies) => {
+                        ending.run_until_cancelled(proxies.let_in(connection)).await.flatten()
                     }
+                };
+                let Some(connection) = connection else { return };
+                if let Err(error) = daemon.serve(connection, &speaks, ending).await {
+                    tracing::debug!(%door, %error, "connection ended");
                 }
-            };
-            accept_loop(socket, limits, shutdown, &tracker, serve).await;
-        });
+            }
+        };
+        for socket in sockets {
+            let (limits, serve) = (limits.clone(), serve.clone());
+            let (shutdown, tracker) = (shutdown.clone(), self.tracker.clone());
+            self.tracker.spawn(async move {
+                accept_loop(socket, limits, shutdown, &tracker, serve).await;
+            });
+        }
     }
 
     async fn serve(
@@ -259,9 +310,14 @@ impl Daemon {
                 http::serve(stream, peer, Arc::clone(door), shutdown).await;
                 Ok(())
             }
+            Speaks::Maps(door) => maps::serve(stream, Arc::clone(door), shutdown).await,
+            Speaks::Policy(door) => policy::serve(stream, Arc::clone(door), shutdown).await,
             Speaks::HandOver(peers, listen) => {
                 self.take_over(stream, peers, listen, shutdown).await;
                 Ok(())
+            }
+            Speaks::Saslauthd(door) => {
+                saslauthd::serve(stream, Arc::clone(door), peer, shutdown).await
             }
             Speaks::Control => {
                 let uid = peer.credentials.map(|peer| peer.uid);
@@ -338,6 +394,8 @@ impl Daemon {
             HandedKind::Token | HandedKind::TokenLogin => Speaks::Nothing,
         };
         tracing::debug!(name = %socket.name, kind = %socket.kind, "socket handed over");
-        self.spawn_door(door, socket.listener, listen, speaks, shutdown);
+        let (listen, sockets) = (listen.clone(), vec![socket.listener]);
+        let opened = Opened { name: door, purpose: Purpose::Door, listen, sockets };
+        self.spawn_door(opened, speaks, shutdown);
     }
 }

@@ -21,7 +21,7 @@ use super::listener::Peer;
 use super::patience::Patience;
 use super::words;
 use super::write_timeout::write_out;
-use crate::auth::{Accepted, Attempt, Credentials, Later, Reason, Refused, Service, Verdict};
+use crate::auth::{Accepted, Attempt, Later, Reason, Refused, Service, Verdict};
 use crate::clock;
 use crate::config::listen::TempFailure;
 use crate::proto::dovecot::auth::{
@@ -54,10 +54,7 @@ impl Deref for AuthDoor {
 struct Driver<S> {
     stream: S,
     door: Arc<AuthDoor>,
-    /// The peer may say where its client is (login.md D-2).
-    believed: bool,
-    /// The process at the other end of a unix socket.
-    peer: Option<Credentials>,
+    peer: Peer,
     session: Session,
     cookie: [u8; 16],
     place: Option<Place>,
@@ -105,12 +102,10 @@ where
     let session = Session::new(kind);
     let mut output = Vec::with_capacity(1024);
     session.greet(&door.greeting, cuid, &cookie, &mut output);
-    let believed = door.believes(&peer);
     let mut driver = Driver {
         stream,
         door,
-        believed,
-        peer: peer.credentials,
+        peer,
         session,
         cookie,
         place: None,
@@ -237,8 +232,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             password: request.credentials.password,
             service: Service::parse(&request.service),
             service_name: request.service.into(),
-            client: request.client.filter(|_| self.believed).map(|client| client.to_canonical()),
-            peer: self.peer,
+            client: self
+                .door
+                .client(request.client, &self.peer)
+                .map(|client| client.to_canonical()),
+            peer: self.peer.credentials,
             session: request.session,
             door: Arc::clone(&self.door.name),
             arrived: now,

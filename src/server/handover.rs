@@ -375,7 +375,7 @@ mod tests {
             ("/run/dovecot".into(), "2.3.19.1".into())
         );
         assert_eq!(heard, "");
-        let [Socket::Unix(first, None), Socket::Tcp(second)] =
+        let [Socket::Unix(first, None), Socket::Tcp(second, _)] =
             [&received.sockets[0].listener, &received.sockets[1].listener]
         else {
             panic!("{:?}", received.sockets)

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use ipnet::IpNet;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -40,7 +41,16 @@ pub enum Socket {
     /// On a path.
     Unix(UnixListener, Option<BoundPath>),
     /// On a TCP address.
-    Tcp(TcpListener),
+    Tcp(TcpListener, Keeper),
+}
+
+/// Who keeps a socket open when we are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// Nobody: whoever waits in the backlog then is turned away.
+    Nobody,
+    /// Who opened it for us, so that they wait for our successor.
+    Another,
 }
 
 /// The path of a unix socket that we bound; dropping it removes the path, unless another has taken it since.
@@ -51,11 +61,11 @@ pub struct BoundPath {
     inode: u64,
 }
 
-/// What one accept loop lets in.
+/// What a door lets in. All sockets of one door share what is cloned.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at one time.
-    pub max_connections: usize,
+    /// Connections at one time; see [`places`].
+    pub places: Arc<Semaphore>,
     /// TCP peers must be in one of these nets; empty: any peer.
     pub allow: Vec<IpNet>,
     /// The door's name in the configuration, for logs and metrics.
@@ -98,6 +108,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TCP by a proxy, after its header; with the client's first bytes, where they came with it.
+    Proxied(TcpStream, Bytes),
 }
 
 /// Why a door cannot be opened.
@@ -153,7 +165,8 @@ pub fn bind(config: &Listen) -> Result<Socket, BindError> {
         (None, Some(address)) => {
             let failed = |step| system(step, address.to_string());
             let listener = bind_tcp(address).map_err(failed("listening on"))?;
-            TcpListener::from_std(listener).map(Socket::Tcp).map_err(failed("listening on"))
+            let listener = TcpListener::from_std(listener).map_err(failed("listening on"))?;
+            Ok(Socket::Tcp(listener, Keeper::Nobody))
         }
         _ => Err(BindError::NoPlace),
     }
@@ -292,7 +305,7 @@ impl Socket {
         rustix::io::ioctl_fionbio(&descriptor, true)?;
         match family {
             AddressFamily::UNIX => Ok(Self::Unix(UnixListener::from_std(descriptor.into())?, None)),
-            _ => Ok(Self::Tcp(TcpListener::from_std(descriptor.into())?)),
+            _ => Ok(Self::Tcp(TcpListener::from_std(descriptor.into())?, Keeper::Another)),
         }
     }
 
@@ -301,7 +314,7 @@ impl Socket {
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Unix(..) => None,
-            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Tcp(listener, _) => listener.local_addr().ok(),
         }
     }
 
@@ -310,7 +323,7 @@ impl Socket {
     pub fn inode(&self) -> Option<u64> {
         let found = match self {
             Self::Unix(listener, _) => rustix::fs::fstat(listener),
-            Self::Tcp(listener) => rustix::fs::fstat(listener),
+            Self::Tcp(listener, _) => rustix::fs::fstat(listener),
         };
         found.ok().map(|found| found.st_ino)
     }
@@ -319,24 +332,57 @@ impl Socket {
         match self {
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                let peer = stream.peer_cred()?;
-                let credentials = Some(Credentials { uid: peer.uid(), pid: peer.pid() });
-                Ok((Stream::Unix(stream), Peer { credentials, address: None }))
+                by_unix(stream)
             }
-            Self::Tcp(listener) => {
+            Self::Tcp(listener, _) => {
                 let (stream, address) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-                Ok((Stream::Tcp(stream), Peer { credentials: None, address: Some(address) }))
+                by_tcp(stream, address)
             }
+        }
+    }
+
+    /// The next connection of the backlog, without waiting.
+    fn accept_waiting(&self) -> io::Result<(Stream, Peer)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        match self {
+            Self::Unix(listener, _) => {
+                let stream = rustix::net::accept_with(listener, flags)?;
+                by_unix(UnixStream::from_std(stream.into())?)
+            }
+            Self::Tcp(listener, _) => {
+                let stream = std::net::TcpStream::from(rustix::net::accept_with(listener, flags)?);
+                let address = stream.peer_addr()?;
+                by_tcp(TcpStream::from_std(stream)?, address)
+            }
+        }
+    }
+
+    /// Whether those in the backlog are turned away when we close it. From then on nobody comes by its path.
+    fn leave(&mut self) -> bool {
+        match self {
+            Self::Unix(_, bound) => bound.take().is_some(),
+            Self::Tcp(_, keeper) => *keeper == Keeper::Nobody,
         }
     }
 }
 
+fn by_unix(stream: UnixStream) -> io::Result<(Stream, Peer)> {
+    let peer = stream.peer_cred()?;
+    let credentials = Some(Credentials { uid: peer.uid(), pid: peer.pid() });
+    Ok((Stream::Unix(stream), Peer { credentials, address: None }))
+}
+
+fn by_tcp(stream: TcpStream, address: SocketAddr) -> io::Result<(Stream, Peer)> {
+    stream.set_nodelay(true)?;
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    Ok((Stream::Tcp(stream), Peer { credentials: None, address: Some(address) }))
+}
+
 /// Accepts connections and serves each in a task of its own, until `shutdown`. The socket is then closed; connections
-/// that are open go on, and `tracker` knows them.
+/// that are open go on, and `tracker` knows them. Those who connected before still get in, unless another keeps the
+/// socket open, so that they wait for whoever serves it next.
 pub async fn accept_loop<S, F>(
-    socket: Socket,
+    mut socket: Socket,
     limits: Limits,
     shutdown: CancellationToken,
     tracker: &TaskTracker,
@@ -345,19 +391,23 @@ pub async fn accept_loop<S, F>(
     S: Fn(Connection) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(limits.max_connections.min(Semaphore::MAX_PERMITS)));
     let mut pause = Pause::default();
+    let enter = |accepted: (Stream, Peer), permit| {
+        let (stream, peer) = accepted;
+        if limits.admit(&peer) {
+            let open = limits.metrics.connection_opened(&limits.door);
+            let guard = Guard { _permit: permit, _open: open };
+            tracker.spawn(serve(Connection { stream, peer, guard }));
+        } else {
+            debug!(door = %limits.door, peer.address = ?peer.address, "peer not allowed");
+        }
+    };
     let accepting = async {
-        while let Ok(permit) = Arc::clone(&places).acquire_owned().await {
+        while let Ok(permit) = Arc::clone(&limits.places).acquire_owned().await {
             match socket.accept().await {
-                Ok((stream, peer)) if limits.admit(&peer) => {
+                Ok(accepted) => {
                     pause = Pause::default();
-                    let open = limits.metrics.connection_opened(&limits.door);
-                    let guard = Guard { _permit: permit, _open: open };
-                    tracker.spawn(serve(Connection { stream, peer, guard }));
-                }
-                Ok((_, peer)) => {
-                    debug!(door = %limits.door, peer.address = ?peer.address, "peer not allowed");
+                    enter(accepted, permit);
                 }
                 Err(error) => pause.after(&error, &limits.door).await,
             }
@@ -365,12 +415,31 @@ pub async fn accept_loop<S, F>(
     };
     // The accept call holds nothing when it is dropped half way.
     shutdown.run_until_cancelled(accepting).await;
+    if socket.leave() {
+        // An error is the end as well: there is nobody left, or nothing to be done about it.
+        while let Ok(permit) = Arc::clone(&limits.places).try_acquire_owned()
+            && let Ok(accepted) = socket.accept_waiting()
+        {
+            enter(accepted, permit);
+        }
+    }
+}
+
+/// Places for so many connections at one time.
+#[must_use]
+pub fn places(max_connections: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)))
+}
+
+/// Whether an address is in one of the nets; without nets, any is.
+#[must_use]
+pub fn allows(allow: &[IpNet], address: SocketAddr) -> bool {
+    allow.is_empty() || allow.iter().any(|net| net.contains(&address.ip()))
 }
 
 impl Limits {
     fn admit(&self, peer: &Peer) -> bool {
-        let Some(address) = peer.address else { return true };
-        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&address.ip()))
+        peer.address.is_none_or(|address| allows(&self.allow, address))
     }
 }
 
@@ -410,6 +479,14 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Proxied(stream, ahead) if ahead.is_empty() => {
+                Pin::new(stream).poll_read(context, buffer)
+            }
+            Self::Proxied(_, ahead) => {
+                let taken = ahead.split_to(ahead.len().min(buffer.remaining()));
+                buffer.put_slice(&taken);
+                Poll::Ready(Ok(()))
+            }
         }
     }
 }
@@ -422,7 +499,9 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tcp(stream) | Self::Proxied(stream, _) => {
+                Pin::new(stream).poll_write(context, bytes)
+            }
         }
     }
 
@@ -433,7 +512,9 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Tcp(stream) | Self::Proxied(stream, _) => {
+                Pin::new(stream).poll_write_vectored(context, slices)
+            }
         }
     }
 
@@ -444,14 +525,14 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tcp(stream) | Self::Proxied(stream, _) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tcp(stream) | Self::Proxied(stream, _) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }
@@ -468,7 +549,12 @@ mod tests {
     }
 
     fn limits(max_connections: usize) -> Limits {
-        Limits { max_connections, allow: Vec::new(), door: "test".into(), metrics: Metrics::new() }
+        Limits {
+            places: places(max_connections),
+            allow: Vec::new(),
+            door: "test".into(),
+            metrics: Metrics::new(),
+        }
     }
 
     /// Greets with what is known of the peer, then says everything back.

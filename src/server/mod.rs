@@ -2,6 +2,7 @@
 //!
 //! The only layer that knows a protocol and the core.
 
+pub mod activation;
 mod checkpassword;
 mod claims;
 pub mod control;
@@ -15,7 +16,11 @@ pub mod http;
 pub mod listener;
 mod operator;
 mod patience;
+mod postfix;
+mod proxied;
+mod saslauthd;
 pub mod shown;
+mod systemd;
 mod tls;
 mod userdb;
 mod words;
@@ -26,7 +31,7 @@ pub use operator::{MailboxError, change_mailbox, create_mailbox};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -35,20 +40,25 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Authenticator, Parts, Setup, journal::Journal};
 use crate::config::{self, Loaded, Problems, load};
-use crate::directory::{BuildErrors, Directories};
+use crate::directory::{BuildErrors, Directories, Profile};
 use crate::logging::{self, Logging};
 use crate::lookup::Lookup;
 use crate::metrics::{Metrics, Reloaded};
 use crate::proto::dovecot::auth::Greeting;
 use crate::store::{Store, StoreError};
 
+use activation::{Passed, PassedError};
 use claims::Claims;
+use doors::Opened;
 use handover::HandedOver;
-use listener::{BindError, Socket};
+use listener::BindError;
+use systemd::Systemd;
 use tls::Certificates;
 
 /// How long attempts under way may take to end after TERM.
 const DRAIN: Duration = Duration::from_secs(15);
+/// How long connections are still read after TERM, so that what was sent before it is seen, and answered.
+const LINGER: Duration = Duration::from_millis(100);
 /// How often the size of the memory is written to the metrics.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 
@@ -66,7 +76,15 @@ pub(crate) struct Daemon {
     /// Of the doors that speak TLS.
     certificates: BTreeMap<String, Arc<Certificates>>,
     connections: AtomicU64,
+    systemd: Systemd,
+    /// How many there are.
+    doors: usize,
+    /// The newest configuration was not taken.
+    refused: AtomicBool,
+    /// Nobody is let in any more.
     shutdown: CancellationToken,
+    /// Connections end, each when its answers under way went out.
+    ending: CancellationToken,
     tracker: TaskTracker,
 }
 
@@ -93,6 +111,9 @@ pub enum StartError {
     /// The control socket cannot be opened.
     #[error("node.control: {0}")]
     Control(BindError),
+    /// What systemd passed cannot be served.
+    #[error("socket activation: {0}")]
+    Passed(#[from] PassedError),
     /// The log cannot be set up.
     #[error(transparent)]
     Log(#[from] logging::LoggingError),
@@ -111,12 +132,23 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
     for notice in &loaded.notices {
         tracing::warn!("{notice}");
     }
+    raise_file_limit();
     // Signals first: a HUP that comes while we start must not end us.
     let mut signals = Signals::new()?;
-    let (daemon, sockets) = Daemon::build(path, loaded, logging).await?;
-    daemon.open_doors(sockets).await?;
+    let variable = |name: &str| std::env::var_os(name);
+    let passed = Passed::from_environment(&variable)?;
+    let systemd = Systemd::from_environment(&variable).unwrap_or_else(|error| {
+        tracing::warn!(%error, "NOTIFY_SOCKET is of no use, nothing is said to systemd");
+        Systemd::default()
+    });
+    let (daemon, doors) = Daemon::build(path, loaded, logging, (passed, systemd)).await?;
+    daemon.open_doors(doors).await;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
+    daemon.systemd.ready(&daemon.status()).await;
     daemon.tracker.spawn(Arc::clone(&daemon).measure());
+    if let Some(limit) = daemon.systemd.watchdog() {
+        daemon.tracker.spawn(Arc::clone(&daemon).show_life(limit));
+    }
     loop {
         tokio::select! {
             _ = signals.hangup.recv() => {
@@ -130,6 +162,9 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
     }
     tracing::info!("stopping");
     daemon.shutdown.cancel();
+    daemon.systemd.stopping().await;
+    tokio::time::sleep(LINGER).await;
+    daemon.ending.cancel();
     daemon.tracker.close();
     if tokio::time::timeout(DRAIN, daemon.tracker.wait()).await.is_err() {
         tracing::warn!(tasks = daemon.tracker.len(), "stopped before all connections had ended");
@@ -158,8 +193,10 @@ impl Daemon {
         path: &Path,
         loaded: Loaded,
         logging: Logging,
-    ) -> Result<(Arc<Self>, Vec<(String, Socket)>), StartError> {
+        (passed, systemd): (Passed, Systemd),
+    ) -> Result<(Arc<Self>, Vec<Opened>), StartError> {
         let config = &loaded.config;
+        passed.check(config.listen.keys())?;
         let metrics = Metrics::new();
         let store = Store::open(&config.store).await?;
         store.mirror_domains(&config.domain).await?;
@@ -179,16 +216,16 @@ impl Daemon {
             memory_key,
         };
         let core = Arc::new(Authenticator::new(Setup::new(config, directories, 1), parts));
-        let mut sockets = Vec::new();
         let mut certificates = BTreeMap::new();
         for (name, listen) in &config.listen {
             let failed = |source| StartError::Listen { door: name.clone(), source };
             if let Some(read) = Certificates::read(&listen.tls).map_err(failed)? {
                 certificates.insert(name.clone(), read);
             }
-            sockets.push((name.clone(), listener::bind(listen).map_err(failed)?));
         }
+        let opened = doors::open(config, passed)?;
         let daemon = Self {
+            doors: config.listen.len(),
             path: path.to_owned(),
             running: tokio::sync::Mutex::new(loaded),
             logging,
@@ -200,10 +237,13 @@ impl Daemon {
             handed_over: HandedOver::default(),
             certificates,
             connections: AtomicU64::new(1),
+            systemd,
+            refused: AtomicBool::new(false),
             shutdown: CancellationToken::new(),
+            ending: CancellationToken::new(),
             tracker,
         };
-        Ok((Arc::new(daemon), sockets))
+        Ok((Arc::new(daemon), opened))
     }
 
     /// Reads the configuration again: parse, check, swap. A bad file changes nothing.
@@ -215,7 +255,9 @@ impl Daemon {
     pub(crate) async fn reload(&self) -> Result<Vec<String>, StartError> {
         // One reload at a time; attempts never take this lock.
         let mut running = self.running.lock().await;
+        self.systemd.reloading().await;
         let taken = self.take(&mut running).await;
+        self.refused.store(taken.is_err(), Ordering::Relaxed);
         match &taken {
             Ok(restart) => {
                 self.metrics.reloaded(Reloaded::Taken);
@@ -232,6 +274,7 @@ impl Daemon {
                 );
             }
         }
+        self.systemd.ready(&self.status()).await;
         taken
     }
 
@@ -266,9 +309,67 @@ impl Daemon {
         let mut every = tokio::time::interval(MEASURE_EVERY);
         loop {
             tokio::select! {
-                _ = every.tick() => self.core.measure(),
+                _ = every.tick() => {
+                    self.core.measure();
+                    self.systemd.status(&self.status()).await;
+                }
                 () = self.shutdown.cancelled() => return,
             }
         }
+    }
+
+    /// One line for `systemctl status`.
+    fn status(&self) -> String {
+        let setup = self.core.setup();
+        let answers = |profile: &&Arc<Profile>| profile.health().iter().any(|host| host.up);
+        let (up, down): (Vec<_>, Vec<_>) = setup.directories.iter().partition(answers);
+        let (doors, all) = (self.doors, up.len() + down.len());
+        let mut status = format!("{doors} doors; directories: {} of {all} up", up.len());
+        if !down.is_empty() {
+            let names: Vec<&str> = down.iter().map(|profile| &**profile.name()).collect();
+            status += &format!(", down: {}", names.join(" "));
+        }
+        if self.refused.load(Ordering::Relaxed) {
+            status += "; the new configuration was not taken, see the log";
+        }
+        status
+    }
+
+    /// Tells systemd that we live, twice in the time that it waits, as long as we do.
+    async fn show_life(self: Arc<Self>, limit: Duration) {
+        let mut every = tokio::time::interval(limit / 2);
+        loop {
+            tokio::select! {
+                _ = every.tick() => {}
+                () = self.ending.cancelled() => return,
+            }
+            if self.works(limit / 4).await {
+                self.systemd.lives().await;
+            } else {
+                tracing::error!(
+                    "a look at ourselves failed: systemd's watchdog is not told that we live"
+                );
+            }
+        }
+    }
+
+    /// Whether tasks get their turn, nobody holds the memory's locks for ever, and decisions are written down.
+    async fn works(&self, limit: Duration) -> bool {
+        let core = Arc::clone(&self.core);
+        let look = self.tracker.spawn(async move {
+            core.measure();
+            core.journal_lives()
+        });
+        matches!(tokio::time::timeout(limit, look).await, Ok(Ok(true)))
+    }
+}
+
+/// A connection is a file. The limit that most systems begin a process with, 1024, is for programs that call `select`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }

@@ -182,6 +182,19 @@ async fn an_unknown_address_is_nobody() {
 }
 
 impl Store {
+    /// Lets a mailbox come into being with its aliases, for tests of other layers; its number.
+    pub(crate) async fn settle(&self, mailbox: &Mailbox) -> i64 {
+        let mut writing = self.begin_write().await.unwrap();
+        let id = writing.insert_mailbox(mailbox).await.unwrap();
+        let canonical = (&mailbox.address, Kind::Mailbox);
+        let aliases = mailbox.aliases.keys().map(|alias| (alias, Kind::Alias));
+        for (address, kind) in [canonical].into_iter().chain(aliases) {
+            assert!(writing.claim_address(address, kind, id, Origin::Directory).await.unwrap());
+        }
+        writing.commit().await.unwrap();
+        id
+    }
+
     /// Mailboxes and bytes that each domain counts.
     pub(crate) async fn counters(&self) -> BTreeMap<String, (i64, i64)> {
         let statement = Statement { sqlite: "SELECT name, mailboxes, quota_used FROM domains" };

@@ -19,7 +19,7 @@ use gatepost::config::units::FileMode;
 use gatepost::metrics::Metrics;
 use gatepost::proto::handover::HandedKind;
 use gatepost::server::handover::{HandedSocket, Peers, acknowledge, gone, receive};
-use gatepost::server::listener::{Connection, Limits, Stream, accept_loop, bind};
+use gatepost::server::listener::{Connection, Limits, Stream, accept_loop, bind, places};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
@@ -76,7 +76,7 @@ impl Daemon {
 
 fn limits() -> Limits {
     let (door, metrics) = ("test".into(), Metrics::new());
-    Limits { max_connections: 100, allow: Vec::new(), door, metrics }
+    Limits { places: places(100), allow: Vec::new(), door, metrics }
 }
 
 async fn take(connection: Connection, peers: &Peers, count: &AtomicU64) {

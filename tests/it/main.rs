@@ -13,18 +13,25 @@ mod support;
 
 mod checkpassword;
 mod configured;
+mod contrib;
 mod handover;
 mod peers;
+mod postfix_mail;
+mod postfix_maps;
 
 mod main_job;
 
+mod cyrus_exim;
 mod dialogues;
 mod directory_changes;
 mod door_table;
 mod dovecot24;
 mod dovecot_ways;
 mod hostile;
+mod http_doors;
 mod local_accounts;
 mod outages;
+mod proxy;
+mod service;
 mod shim;
 mod storm;

@@ -727,6 +727,42 @@ mod tests {
         }
 
         #[test]
+        fn a_request_reads_as_it_was_said(
+            id in 1u32..,
+            service in "[a-z0-9=-]{1,40}",
+            session in ".{0,60}",
+            client: std::net::IpAddr,
+            flags: [bool; 3],
+            authcid in "[^\0]{1,60}",
+            password: Vec<u8>,
+        ) {
+            let response = [b"\0", authcid.as_bytes(), b"\0", &password].concat();
+            let mut line = Vec::new();
+            let mut writer = Writer::line(&mut line, "AUTH").number(id).value("PLAIN");
+            writer = writer.pair("service", &service).pair("session", &session);
+            writer = writer.pair("rip", &client.to_string());
+            for (flag, is_set) in ["secured", "nologin", "no-penalty"].iter().zip(flags) {
+                writer = if is_set { writer.value(flag) } else { writer };
+            }
+            writer.pair("resp", &STANDARD.encode(response)).end();
+
+            let mut session_under_test = greeted(SocketKind::Login, 2);
+            let mut input = BytesMut::from(&*line);
+            let event = session_under_test.next_event(&mut input, &mut Vec::new(), now()).unwrap();
+            let Some(Event::Request(request)) = event else {
+                return Err(TestCaseError::fail(format!("{event:?}")));
+            };
+            prop_assert_eq!((request.id, request.mechanism), (id, Mechanism::Plain));
+            prop_assert_eq!(&*request.service, &*service);
+            let session = Some(session).filter(|session| !session.is_empty());
+            prop_assert_eq!(request.session.as_deref(), session.as_deref());
+            prop_assert_eq!(request.client, Some(client.to_canonical()));
+            prop_assert_eq!([request.secured, request.nologin, request.no_penalty], flags);
+            prop_assert_eq!(request.credentials.authcid, authcid.as_bytes());
+            prop_assert_eq!(request.credentials.password.as_bytes(), password);
+        }
+
+        #[test]
         fn random_bytes_never_panic_nor_pile_up(pieces: Vec<Vec<u8>>) {
             for kind in [SocketKind::Login, SocketKind::Client] {
                 transcript(kind, pieces.iter().map(Vec::as_slice));

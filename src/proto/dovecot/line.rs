@@ -306,6 +306,32 @@ mod tests {
         }
 
         #[test]
+        fn what_is_written_reads_back(id: u32, user: String, key in "[^=]{1,9}", value in ".+") {
+            let mut output = Vec::new();
+            let line = Writer::line(&mut output, "USER").number(id).value(&user);
+            line.fields(&[(&key, &value), (&key, "")]).end();
+
+            let line = Lines::new(usize::MAX).next(&mut BytesMut::from(&*output)).unwrap().unwrap();
+            let fields: Vec<_> = fields(&line).collect();
+            let [command, number_field, user_field, pair, flag] = *fields else {
+                return Err(TestCaseError::fail(format!("{fields:?}")));
+            };
+            prop_assert_eq!((command, number(number_field)), (&b"USER"[..], Some(id)));
+            prop_assert_eq!(&*unescape(user_field), user.as_bytes());
+            let (pair_key, pair_value) = key_value(pair);
+            prop_assert_eq!(&*unescape(pair_key), key.as_bytes());
+            prop_assert_eq!(&*text(pair_value, usize::MAX), &*value);
+            prop_assert_eq!(&*unescape(flag), key.as_bytes());
+        }
+
+        #[test]
+        fn numbers_read_back_and_nothing_else_is_one(id: u32, field: Vec<u8>) {
+            prop_assert_eq!(number(id.to_string().as_bytes()), Some(id));
+            let digits = !field.is_empty() && field.iter().all(u8::is_ascii_digit);
+            prop_assert!(number(&field).is_none() || digits);
+        }
+
+        #[test]
         fn lines_do_not_depend_on_the_pieces(stream in "[ab\n]{0,60}", cut in 1usize..9) {
             let mut whole = BytesMut::from(stream.as_bytes());
             let mut all = Vec::new();

@@ -528,7 +528,104 @@ mod tests {
         }
     }
 
+    /// Any command, with a name of any bytes.
+    fn any_command() -> impl Strategy<Value = Command> {
+        let (id, user) = (any::<u32>(), proptest::collection::vec(any::<u8>(), 1..40));
+        prop_oneof![
+            (id, user.clone(), "[a-z=]{1,9}").prop_map(|(id, user, service)| Command::User {
+                id,
+                user,
+                service: service.into()
+            }),
+            (id, user.clone(), "[a-z=]{1,9}").prop_map(|(id, user, service)| Command::Pass {
+                id,
+                user,
+                service: service.into()
+            }),
+            (id, prop::option::of(user.clone())).prop_map(|(id, mask)| Command::List { id, mask }),
+            (id, any::<(u32, u32, [u8; 16], Option<u32>)>()).prop_map(
+                |(id, (client_pid, auth_id, cookie, session_pid))| Command::Request {
+                    id,
+                    client_pid,
+                    auth_id,
+                    cookie,
+                    session_pid
+                }
+            ),
+            (id, proptest::collection::vec(user, 0..4))
+                .prop_map(|(id, users)| Command::CacheFlush { id, users }),
+        ]
+    }
+
+    /// As Dovecot says it.
+    fn said(command: &Command) -> Vec<u8> {
+        let mut line = Vec::new();
+        let mut field = |before: &str, value: &[u8]| {
+            line.extend_from_slice(before.as_bytes());
+            super::super::line::escape(value, &mut line);
+        };
+        match command {
+            Command::User { id, user, service } => {
+                field(&format!("USER\t{id}\t"), user);
+                field("\tdebug\tservice=", service.as_bytes());
+            }
+            Command::Pass { id, user, service } => {
+                field(&format!("PASS\t{id}\t"), user);
+                field("\tservice=", service.as_bytes());
+            }
+            Command::List { id, mask: Some(mask) } => field(&format!("LIST\t{id}\tuser="), mask),
+            Command::List { id, mask: None } => field(&format!("LIST\t{id}"), b""),
+            Command::Request { id, client_pid, auth_id, cookie, session_pid } => {
+                let cookie = u128::from_be_bytes(*cookie);
+                field(&format!("REQUEST\t{id}\t{client_pid}\t{auth_id}\t{cookie:032x}"), b"");
+                if let Some(pid) = session_pid {
+                    field("\tsession_pid=", pid.to_string().as_bytes());
+                }
+            }
+            Command::CacheFlush { id, users } => {
+                field(&format!("CACHE-FLUSH\t{id}"), b"");
+                users.iter().for_each(|user| field("\t", user));
+            }
+        }
+        line.push(b'\n');
+        line
+    }
+
     proptest! {
+        #[test]
+        fn commands_read_as_they_were_said(
+            given in proptest::collection::vec(any_command(), 1..5),
+            cut in 1usize..60,
+        ) {
+            let lines: Vec<_> = given.iter().map(said).collect();
+            let stream = [&b"VERSION\t1\t1\n"[..], &lines.concat()].concat();
+            let (mut session, mut input) = (MasterSession::new(MasterKind::Master), BytesMut::new());
+            let mut read = Vec::new();
+            for piece in stream.chunks(cut) {
+                input.extend_from_slice(piece);
+                while let Some(command) = session.next_command(&mut input).unwrap() {
+                    read.push(command);
+                }
+            }
+            prop_assert_eq!(read, given);
+        }
+
+        #[test]
+        fn a_reply_is_one_line_whatever_is_in_it(id: u32, user: String, value: String, times in 1usize..400) {
+            let value = value.repeat(times);
+            let fields = [("home", value.as_str())];
+            for reply in [
+                MasterReply::User { id, user: &user, fields: &fields },
+                MasterReply::Pass { id, user: &user, fields: &fields },
+                MasterReply::Fail { id, reason: Some(&value) },
+                MasterReply::ListItem { id, user: &value },
+            ] {
+                let line = encoded(&reply);
+                prop_assert!(line.len() <= MAX_LINE_BYTES && line.find('\n') == Some(line.len() - 1));
+                prop_assert_eq!(line.split(['\t', '\n']).nth(1), Some(&*id.to_string()));
+            }
+        }
+
         #[test]
         fn masks_match_by_definition(mask in "[ab*?]{0,8}", user in "[ab]{0,10}") {
             let expected = matches_slowly(mask.as_bytes(), user.as_bytes());

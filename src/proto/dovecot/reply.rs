@@ -69,3 +69,65 @@ impl FailCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::line::{fields, key_value, number, unescape};
+    use super::*;
+
+    /// What a mail server reads: the word, the number, the other fields.
+    fn read(reply: &Reply<'_>, id: u32) -> (String, Option<u32>, Vec<(String, String)>) {
+        let mut output = Vec::new();
+        reply.encode(id, &mut output);
+        let line = output.strip_suffix(b"\n").unwrap();
+        assert!(!line.contains(&b'\n'), "one line");
+        let text = |field: &[u8]| String::from_utf8(unescape(field).into_owned()).unwrap();
+        let mut all = fields(line);
+        let (word, id) = (text(all.next().unwrap()), number(all.next().unwrap()));
+        let pair = |field| {
+            let (key, value) = key_value(field);
+            (text(key), text(value))
+        };
+        (word, id, all.map(pair).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn an_ok_reads_as_it_was_said(id: u32, user: String, key in "[^=]{1,9}", value: String) {
+            let reply = Reply::Ok { user: &user, fields: &[(&key, &value)] };
+
+            let expected = vec![("user".to_owned(), user.clone()), (key.clone(), value.clone())];
+            prop_assert_eq!(read(&reply, id), ("OK".to_owned(), Some(id), expected));
+        }
+
+        #[test]
+        fn a_fail_reads_as_it_was_said(
+            id: u32,
+            user: Option<String>,
+            long in 0..400_usize,
+            code in prop::option::of(prop::sample::select(vec![
+                FailCode::TempFail,
+                FailCode::AuthzFail,
+                FailCode::UserDisabled,
+                FailCode::PassExpired,
+            ])),
+            reason: Option<String>,
+        ) {
+            let user = user.map(|user| user + &"x".repeat(long));
+            let reply = Reply::Fail { user: user.as_deref(), code, reason: reason.as_deref() };
+
+            let user = user.clone().filter(|user| user.len() <= MAX_ECHOED_NAME_BYTES);
+            let reason = reason.as_ref().map(|reason| reason.replace(char::is_control, ""));
+            let expected = [
+                ("user", user),
+                ("code", code.map(|code| code.as_str().to_owned())),
+                ("reason", reason),
+            ];
+            let expected = expected.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+            let expected: Vec<_> = expected.collect();
+            prop_assert_eq!(read(&reply, id), ("FAIL".to_owned(), Some(id), expected));
+        }
+    }
+}

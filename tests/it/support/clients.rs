@@ -2,7 +2,7 @@
 //! hangs up or says nothing gives what came until then, so that a test can name it.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustix::net::{AddressFamily, SocketType};
 
 use super::{printed, program};
 
@@ -105,6 +106,52 @@ pub(crate) fn smtp_auth_login(port: u16, user: &str, password: &str) -> String {
     line.receive_code()
 }
 
+/// One SMTP session, step by step.
+pub(crate) struct Smtp(Line);
+
+impl Smtp {
+    pub(crate) fn connect(port: u16) -> Self {
+        let mut line = Line::connect(port);
+        let reply = line.ehlo();
+        assert!(reply.starts_with("250"), "EHLO: {reply:?}");
+        Self(line)
+    }
+
+    /// A session of somebody who got in.
+    pub(crate) fn login(port: u16, user: &str, password: &str) -> Self {
+        let mut smtp = Self::connect(port);
+        let reply =
+            smtp.say(&format!("AUTH PLAIN {}", plain(user.as_bytes(), password.as_bytes())));
+        assert!(reply.starts_with("235"), "AUTH: {reply:?}");
+        smtp
+    }
+
+    /// The last line of the reply.
+    pub(crate) fn say(&mut self, text: &str) -> String {
+        self.0.send(text);
+        self.0.receive_code()
+    }
+
+    /// RSET, MAIL and RCPT; the reply to RCPT. `from` may have parameters behind its `>`.
+    pub(crate) fn ask(&mut self, from: &str, recipient: &str) -> String {
+        self.say("RSET");
+        let reply = self.say(&format!("MAIL FROM:{from}"));
+        if !reply.starts_with("250") {
+            return reply;
+        }
+        self.say(&format!("RCPT TO:<{recipient}>"))
+    }
+
+    /// The message itself, after [`Smtp::ask`]; the reply to it.
+    pub(crate) fn send(&mut self, body: &str) -> String {
+        let reply = self.say("DATA");
+        if !reply.starts_with("354") {
+            return reply;
+        }
+        self.say(&format!("Subject: test\r\n\r\n{body}\r\n."))
+    }
+}
+
 /// Delivers one message by LMTP; the reply to the message, or to the recipient if that was refused.
 pub(crate) fn lmtp_deliver(port: u16, recipient: &str, body: &str) -> String {
     let mut line = Line::connect(port);
@@ -145,11 +192,36 @@ pub(crate) fn http(port: u16, method: &str, path: &str, body: &[u8]) -> (u16, St
     (status, body.to_owned())
 }
 
+/// SMTP without AUTH: the reply to the recipient.
+pub(crate) fn smtp_recipient(port: u16, recipient: &str) -> String {
+    let mut line = Line::connect(port);
+    line.ehlo();
+    line.send("MAIL FROM:<sender@example.org>");
+    let reply = line.receive_code();
+    if !reply.starts_with("250") {
+        return reply;
+    }
+    line.send(&format!("RCPT TO:<{recipient}>"));
+    line.receive_code()
+}
+
+/// Sends these bytes to the port; what comes back until the server hangs up or says nothing more for `patience`.
+pub(crate) fn exchange(port: u16, bytes: &[u8], patience: Duration) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer));
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
 /// What the protocol of Dovecot's auth clients runs over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wire<'a> {
     Unix(&'a Path),
     Tcp(u16),
+    /// Over TCP from another address of the loopback net.
+    TcpFrom(Ipv4Addr, u16),
 }
 
 /// A client of Dovecot's auth protocol, as Postfix, Exim or a login process is one.
@@ -164,6 +236,7 @@ impl AuthClient {
         let mut line = match wire {
             Wire::Unix(path) => Line::over_unix(path),
             Wire::Tcp(port) => Line::connect(port),
+            Wire::TcpFrom(source, port) => Line::over_tcp(connect_from(source, port)),
         };
         let mut greeting = Vec::new();
         loop {
@@ -175,6 +248,19 @@ impl AuthClient {
         }
         line.send_raw(format!("VERSION\t1\t{minor}\nCPID\t{}\n", std::process::id()).as_bytes());
         Self { line, greeting }
+    }
+
+    /// Connects and says hello without waiting for the greeting, which is still to be read.
+    pub(crate) fn connect_blindly(path: &Path) -> Self {
+        let mut line = Line::over_unix(path);
+        line.send_raw(format!("VERSION\t1\t2\nCPID\t{}\n", std::process::id()).as_bytes());
+        Self { line, greeting: Vec::new() }
+    }
+
+    /// The first answer after the greeting.
+    pub(crate) fn answer_after_greeting(&mut self) -> String {
+        self.line.receive_until(|text| text == "DONE");
+        self.answer()
     }
 
     /// Asks without waiting. `fields` stands between the mechanism and the response, such as `service=smtp\tnologin`.
@@ -219,6 +305,14 @@ impl AuthClient {
     }
 }
 
+/// A connection from another address of the loopback net.
+pub(crate) fn connect_from(source: Ipv4Addr, port: u16) -> TcpStream {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrV4::new(source, 0)).unwrap();
+    rustix::net::connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).unwrap();
+    socket.into()
+}
+
 /// A connection of lines.
 struct Line {
     reader: BufReader<Box<dyn Read + Send>>,
@@ -227,7 +321,10 @@ struct Line {
 
 impl Line {
     fn connect(port: u16) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        Self::over_tcp(TcpStream::connect(("127.0.0.1", port)).unwrap())
+    }
+
+    fn over_tcp(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let writer = stream.try_clone().unwrap();

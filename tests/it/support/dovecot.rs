@@ -40,9 +40,14 @@ pub(crate) enum Judge {
     Dict,
     /// The same with contrib/dovecot-lua; the port of gatepost's http door.
     Lua(u16),
+    /// The same with contrib/mailcow's extra.conf, with [`TOKEN`] for the door (2.3).
+    Mailcow(u16),
     /// Login and mail processes ask gatepost's own sockets, as contrib/dovecot-sockets shows. ManageSieve cannot.
     Sockets,
 }
+
+/// What a door may want from those who ask it.
+pub(crate) const TOKEN: &str = "let-me-ask";
 
 impl Judge {
     /// Paths as in what is for pasting, below a directory of the test's own.
@@ -53,6 +58,7 @@ impl Judge {
                 include_str!("../../../contrib/checkpassword/dovecot-2.3.conf")
             }
             (Self::Dict, _) => include_str!("../../../contrib/dovecot-dict/dovecot-2.3.conf"),
+            (Self::Mailcow(_), _) => include_str!("../../../contrib/mailcow/extra.conf"),
             (Self::Lua(_), Version::V23) => {
                 include_str!("../../../contrib/dovecot-lua/dovecot-2.3.conf")
             }
@@ -78,6 +84,9 @@ impl Judge {
         }
         match self {
             Self::Lua(port) => text.replace("127.0.0.1:8420", &format!("127.0.0.1:{port}")),
+            Self::Mailcow(port) => text
+                .replace("127.0.0.1:8420", &format!("127.0.0.1:{port}"))
+                .replace("token = \"\"", &format!("token = {TOKEN:?}")),
             _ => text,
         }
     }
@@ -151,6 +160,33 @@ pub(crate) struct Dovecot {
 
 impl Dovecot {
     pub(crate) fn start(place: Place, judge: Judge) -> Self {
+        Self::with(place, judge, "")
+    }
+
+    /// With the very lines of contrib for Gatepost and for a Postfix beside it, whose queue directory this is.
+    pub(crate) fn beside_postfix(place: Place, spool: &Path) -> Self {
+        let (inner, spool) =
+            (place.seen_inside().display().to_string(), spool.display().to_string());
+        let lines = match version(place.home) {
+            Version::V23 => concat!(
+                include_str!("../../../contrib/dovecot-2.3/gatepost.conf"),
+                include_str!("../../../contrib/dovecot-2.3/postfix.conf")
+            ),
+            // 10 MB more than the quota by default: too much for a test.
+            Version::V24 => concat!(
+                "quota_storage_grace = 0\n",
+                include_str!("../../../contrib/dovecot-2.4/gatepost.conf"),
+                include_str!("../../../contrib/dovecot-2.4/postfix.conf")
+            ),
+        };
+        let lines = lines
+            .replace("/usr/lib/gatepost/gatepost-dovecot-auth", &format!("{inner}/shim"))
+            .replace("/run/gatepost/dovecot", &format!("{inner}/gatepost"))
+            .replace("/var/spool/postfix", &spool);
+        Self::with(place, Judge::Gatepost, &lines)
+    }
+
+    fn with(place: Place, judge: Judge, further_lines: &str) -> Self {
         let directory = place.directory.path().to_owned();
         let [imap, pop3, sieve, submission, lmtp] = std::array::from_fn(|_| free_port());
         let inner = place.seen_inside();
@@ -161,7 +197,7 @@ impl Dovecot {
             Version::V24 => configuration_24(&inner, ports, judge),
         };
         let pasted = judge.pasted(version, &inner.display().to_string()).unwrap_or_default();
-        fs::write(directory.join("dovecot.conf"), text + &pasted).unwrap();
+        fs::write(directory.join("dovecot.conf"), text + &pasted + further_lines).unwrap();
         beside(&directory, &inner, judge);
         // A copy beside the configuration, so that the tree can run it as well. Made by cp: a descriptor open for
         // writing here could be inherited by a program that another test starts, and the shim would be "text busy".
@@ -301,7 +337,7 @@ fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let sieve = if has_sieve(judge) { "sieve " } else { "" };
     let judge = match judge {
         Judge::Gatepost | Judge::Sockets => String::new(),
-        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) => {
+        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) | Judge::Mailcow(_) => {
             "auth_mechanisms = plain login\n".into()
         }
         Judge::Static => format!(
@@ -322,7 +358,7 @@ fn configuration_24(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let sieve = if has_sieve(judge) { " sieve = yes\n" } else { "" };
     let judge = match judge {
         Judge::Gatepost | Judge::Sockets => String::new(),
-        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) => {
+        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) | Judge::Mailcow(_) => {
             "auth_mechanisms = plain login\n".into()
         }
         Judge::Static => format!(

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use base64::Engine;
@@ -26,6 +26,8 @@ pub(crate) struct Configuration {
     pub(crate) web: u16,
     pub(crate) auth_port: u16,
     tables: BTreeMap<String, String>,
+    environment: Vec<(String, String)>,
+    launcher: Vec<String>,
 }
 
 impl Configuration {
@@ -33,8 +35,14 @@ impl Configuration {
     pub(crate) fn new(slapd: &Slapd) -> Self {
         let directory = scratch(Path::new("/tmp"));
         directory_of(&directory.path().join("mail"), MAIL_ID, 0o755);
-        let mut new =
-            Self { web: free_port(), auth_port: free_port(), tables: BTreeMap::new(), directory };
+        let mut new = Self {
+            web: free_port(),
+            auth_port: free_port(),
+            tables: BTreeMap::new(),
+            directory,
+            environment: Vec::new(),
+            launcher: Vec::new(),
+        };
         new.doors();
         new.planet(slapd);
         new.home(&format!("{}/mail/{{domain}}/{{local}}", new.path("").display()));
@@ -75,6 +83,11 @@ impl Configuration {
         self.tables.insert(table.to_owned(), body.to_owned());
     }
 
+    /// Takes a table out.
+    pub(crate) fn remove(&mut self, table: &str) {
+        self.tables.remove(table);
+    }
+
     /// Adds lines to a table.
     pub(crate) fn add(&mut self, table: &str, lines: &str) {
         let body = self.tables.entry(table.to_owned()).or_default();
@@ -88,6 +101,11 @@ impl Configuration {
         *body = others.chain([format!("{key} = {value}").as_str()]).collect::<Vec<_>>().join("\n");
     }
 
+    /// The lines of a table.
+    pub(crate) fn table(&self, table: &str) -> &str {
+        &self.tables[table]
+    }
+
     /// The file of the store.
     pub(crate) fn database(&self) -> PathBuf {
         self.path("gatepost.db")
@@ -98,11 +116,22 @@ impl Configuration {
         self.path("auth")
     }
 
+    /// A variable in the daemon's environment.
+    pub(crate) fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The daemon is started by this program with these arguments, its own command line following.
+    pub(crate) fn launch_by(&mut self, launcher: &[&str]) {
+        self.launcher = launcher.iter().map(|&word| word.to_owned()).collect();
+    }
+
     pub(crate) fn start(self) -> Gatepost {
         Gatepost::start(self)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A place in the daemon's own directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -110,7 +139,24 @@ impl Configuration {
         self.path("gatepost.toml")
     }
 
-    fn write(&self) {
+    /// What starts the daemon in the foreground.
+    pub(crate) fn command(&self) -> Command {
+        let gatepost = env!("CARGO_BIN_EXE_gatepost");
+        let mut command = match self.launcher.split_first() {
+            None => program(gatepost, "gatepost"),
+            Some((launcher, arguments)) => {
+                let mut command = program(launcher, "systemd");
+                command.args(arguments).arg(gatepost);
+                command
+            }
+        };
+        command.arg("--config").arg(self.file()).arg("serve");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Writes the file.
+    pub(crate) fn write(&self) {
         let mut text = String::new();
         for (table, body) in &self.tables {
             write!(text, "[{table}]\n{body}\n\n").unwrap();
@@ -220,8 +266,7 @@ impl Gatepost {
         assert!(self.running.is_none(), "gatepost runs already");
         self.configuration.write();
         let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
-        let mut command = program(env!("CARGO_BIN_EXE_gatepost"), "gatepost");
-        command.arg("--config").arg(self.configuration.file()).arg("serve");
+        let mut command = self.configuration.command();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let mut running = Running::start("gatepost", &mut command);
         wait_until("gatepost is ready", Duration::from_secs(20), || {
@@ -235,6 +280,19 @@ impl Gatepost {
     pub(crate) fn hup(&self) {
         self.configuration.write();
         self.running.as_ref().expect("gatepost runs").signal(Signal::HUP);
+    }
+
+    /// SIGTERM, without waiting for the end; `stop` waits.
+    pub(crate) fn terminate(&self) {
+        self.running.as_ref().expect("gatepost runs").signal(Signal::TERM);
+    }
+
+    /// The memory it occupies (VmRSS), in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let id = self.running.as_ref().expect("gatepost runs").id();
+        let status = read_text(Path::new(&format!("/proc/{id}/status")));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Takes the store's file away, as a broken disk or mount would, or brings it back.

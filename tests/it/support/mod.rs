@@ -4,7 +4,10 @@
 pub(crate) mod answers;
 pub(crate) mod clients;
 pub(crate) mod dovecot;
+pub(crate) mod exim;
 pub(crate) mod gatepost;
+pub(crate) mod haproxy;
+pub(crate) mod nginx;
 pub(crate) mod postfix;
 pub(crate) mod site;
 pub(crate) mod slapd;
@@ -121,6 +124,10 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn start(name: &'static str, command: &mut Command) -> Self {
         Self { name, child: command.spawn().unwrap() }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -1,51 +1,151 @@
-//! A private Postfix whose smtpd asks a Dovecot auth socket.
+//! A private Postfix: of this machine, or of the Debian 13 tree. Its smtpd asks an auth socket; or all of it asks
+//! Gatepost, as contrib/postfix says.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::dovecot::{Home, trixie};
 use super::{directory_of, free_port, listens, program, read_text, run, scratch, wait_until};
 
 /// A running Postfix.
 #[derive(Debug)]
 pub(crate) struct Postfix {
-    directory: TempDir,
+    place: Place,
+    /// `smtp`, for the world.
     pub(crate) port: u16,
+    /// The service of contrib/postfix/master.cf.
+    pub(crate) submission: u16,
+    /// AUTH without TLS, and the policy server alone to judge senders.
+    pub(crate) open_submission: u16,
+}
+
+/// The directory of an instance, made before it is started: others bind their sockets below its queue directory.
+#[derive(Debug)]
+pub(crate) struct Place {
+    home: Home,
+    directory: TempDir,
+}
+
+impl Place {
+    pub(crate) fn new(home: Home) -> Self {
+        let directory = match home {
+            Home::Host => scratch(Path::new("/tmp")),
+            Home::Trixie => scratch(&trixie().join("tmp")),
+        };
+        let place = Self { home, directory };
+        let path = place.directory.path();
+        fs::create_dir(path.join("etc")).unwrap();
+        fs::create_dir(path.join("spool")).unwrap();
+        let id = |flag: &str| -> u32 {
+            run(inside(home, "/usr/bin/id", "coreutils").args([flag, "postfix"]))
+                .trim()
+                .parse()
+                .unwrap()
+        };
+        let (user, group) = (id("-u"), id("-g"));
+        directory_of(&path.join("data"), user, 0o700);
+        directory_of(&path.join("spool/private"), user, 0o700);
+        // As contrib/systemd/gatepost.tmpfiles makes it.
+        let ours = path.join("spool/gatepost");
+        fs::create_dir(&ours).unwrap();
+        std::os::unix::fs::chown(&ours, None, Some(group)).unwrap();
+        fs::set_permissions(&ours, fs::Permissions::from_mode(0o2750)).unwrap();
+        place
+    }
+
+    /// A socket of Gatepost's, as the host sees it.
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.directory.path().join("spool/gatepost").join(name)
+    }
+
+    /// The queue directory as Postfix sees it, and whoever else lives in the same place.
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.inner().join("spool")
+    }
+
+    /// The directory as Postfix sees it.
+    fn inner(&self) -> PathBuf {
+        match self.home {
+            Home::Host => self.directory.path().to_owned(),
+            Home::Trixie => {
+                Path::new("/").join(self.directory.path().strip_prefix(trixie()).unwrap())
+            }
+        }
+    }
+
+    fn certificate(&self) {
+        let mut command = program("openssl", "openssl");
+        command.current_dir(self.directory.path().join("etc"));
+        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
+        command.args(["-nodes", "-days", "2", "-subj", "/CN=localhost"]);
+        run(command.args(["-keyout", "key.pem", "-out", "cert.pem"]));
+    }
 }
 
 impl Postfix {
     /// `sasl_path` is what `smtpd_sasl_path` takes: `unix:/path` or `inet:host:port`.
     pub(crate) fn start(sasl_path: &str) -> Self {
-        let directory = scratch(Path::new("/tmp"));
-        let port = free_port();
-        let postfix = Self { port, directory };
-        let path = postfix.directory.path();
-        let configuration = path.join("etc");
-        fs::create_dir(&configuration).unwrap();
-        fs::create_dir(path.join("spool")).unwrap();
-        let owner = run(program("id", "coreutils").args(["-u", "postfix"]));
-        directory_of(&path.join("data"), owner.trim().parse().unwrap(), 0o700);
-        fs::write(configuration.join("main.cf"), main_cf(path, sasl_path)).unwrap();
-        fs::write(configuration.join("master.cf"), master_cf(port)).unwrap();
+        let sasl = format!(
+            "smtpd_sasl_auth_enable = yes\nsmtpd_sasl_type = dovecot\nsmtpd_sasl_path = {sasl_path}\n\
+             smtpd_sasl_security_options = noanonymous\n\
+             smtpd_relay_restrictions = permit_sasl_authenticated, reject\n"
+        );
+        Self::run(Place::new(Home::Host), &sasl, "")
+    }
+
+    /// With the very lines of contrib/postfix; Gatepost's and Dovecot's sockets are where those say.
+    pub(crate) fn of_contrib(place: Place) -> Self {
+        place.certificate();
+        let etc = place.inner().join("etc");
+        let main = format!(
+            "smtpd_tls_cert_file = {0}/cert.pem\nsmtpd_tls_key_file = {0}/key.pem\n\
+             smtpd_relay_restrictions = reject_unauth_destination\n{1}",
+            etc.display(),
+            include_str!("../../../contrib/postfix/main.cf")
+        );
+        Self::run(place, &main, include_str!("../../../contrib/postfix/master.cf"))
+    }
+
+    /// By way of Cyrus SASL, with the lines of contrib/cyrus/main.cf and what libsasl is to read.
+    pub(crate) fn with_cyrus(place: Place, smtpd_conf: &str) -> Self {
+        let sasl = place.directory.path().join("etc/sasl");
+        fs::create_dir(&sasl).unwrap();
+        fs::write(sasl.join("smtpd.conf"), smtpd_conf).unwrap();
+        let main = include_str!("../../../contrib/cyrus/main.cf");
+        let main = main.replace("/etc/postfix", place.inner().join("etc").to_str().unwrap());
+        let relay = "smtpd_relay_restrictions = permit_sasl_authenticated, reject\n";
+        Self::run(place, &(main + relay), "")
+    }
+
+    fn run(place: Place, main: &str, master: &str) -> Self {
+        let [port, submission, open_submission] = std::array::from_fn(|_| free_port());
+        let postfix = Self { place, port, submission, open_submission };
+        let etc = postfix.place.directory.path().join("etc");
+        fs::write(etc.join("main.cf"), main_cf(&postfix.place.inner()) + main).unwrap();
+        let submission = format!("\n127.0.0.1:{submission} ");
+        let master =
+            master_cf(port, open_submission) + &master.replace("\nsubmission ", &submission);
+        fs::write(etc.join("master.cf"), master).unwrap();
         postfix.command("start");
         wait_until("Postfix listens", Duration::from_secs(20), || listens(port));
         postfix
     }
 
     pub(crate) fn log(&self) -> String {
-        read_text(&self.log_path())
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.directory.path().join("postfix.log")
+        read_text(&self.place.directory.path().join("postfix.log"))
     }
 
     fn command(&self, word: &str) {
-        let mut command = program("/usr/sbin/postfix", "postfix");
-        let output =
-            command.arg("-c").arg(self.directory.path().join("etc")).arg(word).output().unwrap();
+        let mut command = inside(self.place.home, "/usr/sbin/postfix", "postfix");
+        // A daemon must not keep the test's own output open.
+        command.stdin(Stdio::null());
+        let output = command.arg("-c").arg(self.place.inner().join("etc")).arg(word).output();
+        let output = output.unwrap();
         let said = super::printed(&output) + &self.log();
         assert!(output.status.success() || std::thread::panicking(), "postfix {word}: {said}");
     }
@@ -57,26 +157,63 @@ impl Drop for Postfix {
     }
 }
 
-fn main_cf(path: &Path, sasl_path: &str) -> String {
+/// `postmap -q`: asks one look-up table without a Postfix that runs.
+pub(crate) struct Postmap {
+    place: Place,
+    port: u16,
+}
+
+impl Postmap {
+    pub(crate) fn new(home: Home, port: u16) -> Self {
+        let place = Place::new(home);
+        let etc = place.directory.path().join("etc");
+        fs::write(etc.join("main.cf"), "compatibility_level = 3.6\n").unwrap();
+        fs::write(etc.join("master.cf"), "").unwrap();
+        Self { place, port }
+    }
+
+    pub(crate) fn ask(&self, map: &str, key: &str) -> Output {
+        let mut command = inside(self.place.home, "/usr/sbin/postmap", "postfix");
+        command.arg("-c").arg(self.place.inner().join("etc")).arg("-q").arg(key);
+        command.arg(format!("socketmap:inet:127.0.0.1:{}:{map}", self.port));
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+}
+
+fn inside(home: Home, path: &str, package: &str) -> Command {
+    match home {
+        Home::Host => program(path, package),
+        Home::Trixie => {
+            let mut command = program("/usr/sbin/chroot", "coreutils");
+            command.arg(trixie()).arg(path);
+            command
+        }
+    }
+}
+
+fn main_cf(path: &Path) -> String {
     let path = path.display();
     format!(
         "compatibility_level = 3.6\nqueue_directory = {path}/spool\ndata_directory = {path}/data\n\
          maillog_file = {path}/postfix.log\nmaillog_file_prefixes = /tmp\nmyhostname = mx.planetexpress.com\n\
          inet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nmydestination =\nlocal_recipient_maps =\n\
          alias_maps =\nalias_database =\nmynetworks =\nsmtpd_peername_lookup = no\n\
-         smtpd_sasl_auth_enable = yes\nsmtpd_sasl_type = dovecot\nsmtpd_sasl_path = {sasl_path}\n\
-         smtpd_sasl_security_options = noanonymous\n\
-         smtpd_relay_restrictions = permit_sasl_authenticated, reject\n\
          smtpd_client_connection_count_limit = 0\n"
     )
 }
 
-fn master_cf(port: u16) -> String {
+/// As Debian has it: what asks Gatepost lives in the chroot.
+fn master_cf(port: u16, open_submission: u16) -> String {
     format!(
-        "127.0.0.1:{port} inet n - n - 200 smtpd\n\
-         pickup unix n - n 60 1 pickup\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
-         rewrite unix - - n - - trivial-rewrite\nbounce unix - - n - 0 bounce\ndefer unix - - n - 0 bounce\n\
-         proxymap unix - - n - - proxymap\nerror unix - - n - - error\nretry unix - - n - - error\n\
-         anvil unix - - n - 1 anvil\npostlog unix-dgram n - n - 1 postlogd\n"
+        "127.0.0.1:{port} inet n - y - 200 smtpd\n\
+         127.0.0.1:{open_submission} inet n - y - - smtpd\n \
+         -o smtpd_sasl_auth_enable=yes\n \
+         -o smtpd_sender_restrictions=check_policy_service,unix:gatepost/policy\n \
+         -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n\
+         pickup unix n - n 60 1 pickup\ncleanup unix n - y - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
+         tlsmgr unix - - y 1000? 1 tlsmgr\nrewrite unix - - y - - trivial-rewrite\nlmtp unix - - y - - lmtp\n\
+         bounce unix - - y - 0 bounce\ndefer unix - - y - 0 bounce\ntrace unix - - y - 0 bounce\n\
+         proxymap unix - - n - - proxymap\nerror unix - - y - - error\nretry unix - - y - - error\n\
+         anvil unix - - y - 1 anvil\npostlog unix-dgram n - n - 1 postlogd\n"
     )
 }

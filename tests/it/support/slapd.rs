@@ -337,7 +337,7 @@ fn groups() -> String {
 }
 
 /// `ca.pem`, `server.pem` and its key, signed by that; `other-ca.pem`, which signed nothing.
-fn make_certificates(path: &Path) {
+pub(crate) fn make_certificates(path: &Path) {
     authority(path, "ca");
     authority(path, "other-ca");
     let mut request = openssl(path);

@@ -1,0 +1,294 @@
+//! Both doors over a real store, without sockets.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+use super::maps::{self, MapsDoor};
+use super::policy::{self, PolicyDoor};
+use super::*;
+use crate::auth::journal::Journal;
+use crate::auth::{Authenticator, Parts, Setup};
+use crate::config::Config;
+use crate::config::listen::Listen;
+use crate::config::template::Active;
+use crate::directory::Directories;
+use crate::identity::{Address, Case};
+use crate::lookup::Lookup;
+use crate::metrics::Metrics;
+use crate::server::door::{Door, Shared};
+use crate::store::{Mailbox, Origin, Standing, Store};
+
+/// amy with the alias wong, ann who is disabled, hal who only receives, kif who may only read, and zap of a domain
+/// that is switched off.
+struct Site {
+    store: Store,
+    door: Door,
+    directory: tempfile::TempDir,
+}
+
+type Serving = JoinHandle<io::Result<()>>;
+
+impl Site {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.store.url = format!("sqlite://{}", directory.path().join("gatepost.db").display());
+        config.domain.insert("example.org".into(), Default::default());
+        config.domain.insert("example.net".into(), Default::default());
+        let store = Store::open(&config.store).await.unwrap();
+        store.mirror_domains(&config.domain).await.unwrap();
+        config.domain.get_mut("example.net").unwrap().active = false;
+        let mailbox = |address: &str, change: fn(&mut Mailbox)| {
+            let mut mailbox = Mailbox::sample(address);
+            change(&mut mailbox);
+            mailbox
+        };
+        for mailbox in [
+            mailbox("amy@example.org", |amy| {
+                amy.aliases.insert(parsed("wong@example.org"), Origin::Directory);
+            }),
+            mailbox("ann@example.org", |_| {}),
+            mailbox("hal@example.org", |hal| hal.settings.active = Active::DeliveryOnly),
+            mailbox("kif@example.org", |kif| kif.settings.protocols = ["imap".into()].into()),
+            mailbox("zap@example.net", |_| {}),
+        ] {
+            store.settle(&mailbox).await;
+        }
+        store.set_disabled(&parsed("ann@example.org"), Standing::Disabled).await.unwrap();
+
+        let (metrics, tracker) = (Metrics::new(), TaskTracker::new());
+        let directories = Directories::build(&config.directory, None, &metrics).unwrap();
+        let parts = Parts {
+            store: store.clone(),
+            journal: Arc::new(Journal::stderr(config.log.format, metrics.clone()).unwrap()),
+            metrics: metrics.clone(),
+            tracker: tracker.clone(),
+            memory_capacity: 1 << 20,
+            memory_key: [7; 32],
+        };
+        let core =
+            Arc::new(Authenticator::new(Setup::new(&config, Arc::new(directories), 1), parts));
+        let lookup = Lookup::new(store.clone(), &config);
+        let shared = Shared { core, lookup, metrics, tracker };
+        Self { store, door: Door::new("postfix".into(), &Listen::default(), shared), directory }
+    }
+
+    fn maps(&self, shutdown: &CancellationToken) -> (DuplexStream, Serving) {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let door = Arc::new(MapsDoor::new(self.door.clone()));
+        (theirs, tokio::spawn(maps::serve(ours, door, shutdown.clone())))
+    }
+
+    fn policy(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let door = Arc::new(PolicyDoor::new(self.door.clone()));
+        tokio::spawn(policy::serve(ours, door, CancellationToken::new()));
+        theirs
+    }
+
+    /// What the policy server says, without `action=`.
+    async fn judged(&self, state: &str, login: &str, sender: &str) -> String {
+        let mut peer = self.policy();
+        let request = format!(
+            "request=smtpd_access_policy\nprotocol_state={state}\nsender={sender}\nsasl_username={login}\n\n"
+        );
+        peer.write_all(request.as_bytes()).await.unwrap();
+        peer.shutdown().await.unwrap();
+        let mut reply = String::new();
+        peer.read_to_string(&mut reply).await.unwrap();
+        reply.strip_prefix("action=").unwrap().strip_suffix("\n\n").unwrap().to_owned()
+    }
+
+    fn lose_store(&self) {
+        let at = |name: &str| -> PathBuf { self.directory.path().join(name) };
+        std::fs::rename(at("gatepost.db"), at("moved.db")).unwrap();
+    }
+}
+
+fn parsed(text: &str) -> Address {
+    Address::parse(text, Case::Fold).unwrap()
+}
+
+async fn read(peer: &mut (impl AsyncRead + Unpin), length: usize) -> String {
+    let mut bytes = vec![0; length];
+    peer.read_exact(&mut bytes).await.unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+const NOT_OWNED: &str = "553 5.7.1 not owned by user amy@example.org";
+
+#[tokio::test]
+async fn somebody_logged_in_sends_as_themselves_and_as_nobody_else() {
+    let site = Site::new().await;
+
+    for (login, sender, verdict) in [
+        ("amy@example.org", "amy@example.org", "DUNNO"),
+        ("amy@example.org", "Amy+Lists@Example.org", "DUNNO"),
+        ("AMY@example.org", "wong@example.org", "DUNNO"),
+        ("wong@example.org", "amy@example.org", "DUNNO"),
+        ("amy@example.org", "", "DUNNO"),
+        ("amy@example.org", "ann@example.org", NOT_OWNED),
+        ("amy@example.org", "nobody@example.org", NOT_OWNED),
+        ("amy@example.org", "amy@elsewhere.example", NOT_OWNED),
+        ("amy@example.org", "amy", NOT_OWNED),
+        ("amy@example.org", "a@b@example.org", NOT_OWNED),
+        ("amy@example.org", "zap@example.net", NOT_OWNED),
+        // Whom others let in: only what is ours is judged.
+        ("joe@elsewhere.example", "joe@elsewhere.example", "DUNNO"),
+        ("joe@elsewhere.example", "nobody@example.org", "DUNNO"),
+        ("joe", "", "DUNNO"),
+        ("joe", "amy@example.org", "553 5.7.1 not owned by user joe"),
+        ("jo\u{e9}", "amy@example.org", "553 5.7.1 not owned by user jo?"),
+        // Not logged in.
+        ("", "amy@example.org", "DUNNO"),
+    ] {
+        assert_eq!(site.judged("RCPT", login, sender).await, verdict, "{login} as {sender}");
+    }
+}
+
+#[tokio::test]
+async fn somebody_who_may_not_send_is_refused_whatever_the_sender() {
+    let site = Site::new().await;
+
+    for (login, text) in [
+        ("ann@example.org", "550 5.7.1 This mailbox is disabled"),
+        ("zap@example.net", "550 5.7.1 This mailbox is disabled"),
+        ("hal@example.org", "550 5.7.1 This mailbox only receives mail"),
+        ("kif@example.org", "550 5.7.1 This account may not send mail"),
+    ] {
+        for sender in [login, "", "amy@example.org"] {
+            assert_eq!(site.judged("RCPT", login, sender).await, text, "{login} as {sender:?}");
+        }
+    }
+    site.store.set_disabled(&parsed("amy@example.org"), Standing::Disabled).await.unwrap();
+    let verdict = site.judged("RCPT", "amy@example.org", "amy@example.org").await;
+    assert_eq!(verdict, "550 5.7.1 This mailbox is disabled", "at once");
+}
+
+#[tokio::test]
+async fn every_state_with_a_sender_is_judged_and_no_other() {
+    let site = Site::new().await;
+
+    for state in ["MAIL", "RCPT", "DATA", "END-OF-MESSAGE"] {
+        let verdict = site.judged(state, "amy@example.org", "ann@example.org").await;
+        assert_eq!(verdict, NOT_OWNED, "{state}");
+    }
+    for state in ["CONNECT", "EHLO", "HELO", "VRFY", "ETRN", "NEW", ""] {
+        let verdict = site.judged(state, "ann@example.org", "amy@example.org").await;
+        assert_eq!(verdict, "DUNNO", "{state}");
+    }
+}
+
+#[tokio::test]
+async fn with_the_store_gone_the_policy_server_puts_off_whom_it_would_have_to_ask_about() {
+    let site = Site::new().await;
+    site.lose_store();
+
+    let later = "DEFER_IF_PERMIT 4.3.0 Cannot check the sender now, try again later";
+    assert_eq!(site.judged("RCPT", "amy@example.org", "ann@example.org").await, later);
+    assert_eq!(site.judged("RCPT", "amy@example.org", "amy@example.org").await, later);
+    assert_eq!(site.judged("RCPT", "", "amy@example.org").await, "DUNNO");
+}
+
+#[tokio::test]
+async fn requests_of_one_read_are_answered_in_order_and_the_connection_stays() {
+    let site = Site::new().await;
+    let (mut peer, _serving) = site.maps(&CancellationToken::new());
+
+    for _ in 0..3 {
+        let requests =
+            b"23:mailbox amy@example.org,26:mailbox nobody@example.org,22:alias wong@example.org,";
+        peer.write_all(requests).await.unwrap();
+        let replies = "18:OK amy@example.org,9:NOTFOUND ,18:OK amy@example.org,";
+        assert_eq!(read(&mut peer, replies.len()).await, replies);
+    }
+    let text = site.door.metrics.encode();
+    for line in [
+        "gatepost_lookups_total{door=\"postfix\",map=\"mailbox\",result=\"found\"} 3",
+        "gatepost_lookups_total{door=\"postfix\",map=\"mailbox\",result=\"nothing\"} 3",
+        "gatepost_lookups_total{door=\"postfix\",map=\"alias\",result=\"found\"} 3",
+    ] {
+        assert!(text.contains(line), "{line} not in {text}");
+    }
+}
+
+#[tokio::test]
+async fn with_the_store_gone_a_map_says_temp_and_an_unknown_map_always_does() {
+    let site = Site::new().await;
+    let (mut peer, _serving) = site.maps(&CancellationToken::new());
+    site.lose_store();
+
+    for (request, reply) in [
+        ("23:mailbox amy@example.org,", "46:TEMP the database of mailboxes does not answer,"),
+        ("18:domain example.org,", "14:OK example.org,"),
+        ("24:mailbox a@elsewhere.test,", "9:NOTFOUND ,"),
+        ("21:inbox amy@example.org,", "35:TEMP there is no table of this name,"),
+    ] {
+        peer.write_all(request.as_bytes()).await.unwrap();
+        assert_eq!(read(&mut peer, reply.len()).await, reply, "{request}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_ended_in_time_ends_the_connection_and_an_idle_hour_does_not() {
+    let site = Site::new().await;
+    let (mut peer, serving) = site.maps(&CancellationToken::new());
+    tokio::time::pause();
+
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    peer.write_all(b"18:domain example.org,").await.unwrap();
+    assert_eq!(read(&mut peer, 18).await, "14:OK example.org,");
+    let begun = tokio::time::Instant::now();
+    peer.write_all(b"18:domain").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    peer.write_all(b" exam").await.unwrap();
+
+    assert_eq!(peer.read(&mut [0; 8]).await.unwrap(), 0);
+    assert_eq!(begun.elapsed().as_secs(), 30);
+    let error = serving.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_request_that_came_by_whole_lines_is_not_waited_for_longer() {
+    let (ours, mut theirs) = tokio::io::duplex(1024);
+    let mut wire = Wire::new(ours, Duration::from_secs(1));
+    let shutdown = CancellationToken::new();
+    theirs.write_all(b"x").await.unwrap();
+    assert_eq!(wire.read(Awaits::RestOfRequest, &shutdown).await.unwrap(), Read::Bytes);
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    let begun = tokio::time::Instant::now();
+
+    let read = wire.read(Awaits::RestOfRequest, &shutdown).await;
+
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(begun.elapsed().as_secs(), 1);
+}
+
+#[tokio::test]
+async fn at_the_end_of_the_daemon_idle_connections_end_and_what_was_asked_is_answered() {
+    let site = Site::new().await;
+    let shutdown = CancellationToken::new();
+    let (mut idle, _serving) = site.maps(&shutdown);
+    let (mut busy, _serving) = site.maps(&shutdown);
+    busy.write_all(b"23:mailbox amy@example.org,").await.unwrap();
+    assert_eq!(read(&mut busy, 22).await, "18:OK amy@example.org,");
+
+    shutdown.cancel();
+
+    assert_eq!(idle.read(&mut [0; 8]).await.unwrap(), 0);
+    assert_eq!(busy.read(&mut [0; 8]).await.unwrap(), 0);
+}
+
+#[test]
+fn the_same_trouble_is_told_at_most_once_in_ten_seconds() {
+    let (seldom, now) = (Seldom::default(), clock::now());
+
+    let told = [0, 1, 9, 10, 19, 20].map(|after| seldom.is_due(now + Duration::from_secs(after)));
+
+    assert_eq!(told, [true, false, false, true, false, true]);
+}
