@@ -3,15 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::door::Door;
 use super::listener::Peer;
-use super::patience::Patience;
-use super::userdb::{self, Found};
-use super::write_timeout::write_out;
+use super::userdb::{self, Residence};
+use super::wire::{Awaits, Read, Wire};
 use crate::auth::{Attempt, Credentials, Reason, Service, Verdict};
 use crate::clock;
 use crate::proto::checkpassword::{Answer, Question};
@@ -30,7 +28,7 @@ fn words(reason: Reason) -> Answer {
 /// # Errors
 /// What ended it, if not the peer.
 pub(super) async fn serve<S>(
-    mut stream: S,
+    stream: S,
     door: Arc<Door>,
     peer: Peer,
     shutdown: CancellationToken,
@@ -38,44 +36,31 @@ pub(super) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut input = BytesMut::new();
-    let mut patience = Patience::default();
+    let mut wire = Wire::new(stream, &door);
     let question = loop {
-        match Question::parse(&mut input) {
+        match Question::parse(&mut wire.input) {
             Ok(Some(question)) => break question,
-            Ok(None) => {}
-            Err(error) => {
-                door.metrics.protocol_error(&door.name);
-                tracing::warn!(door = %door.name, %error, "a client of the checkpassword door broke the protocol");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            Ok(None) => {
+                if wire.read(Awaits::Request, &shutdown).await? == Read::End {
+                    return Ok(());
+                }
             }
-        }
-        patience.wants_more(&input);
-        input.reserve(1024);
-        let read = tokio::select! {
-            read = stream.read_buf(&mut input) => read?,
-            () = patience.over() => return Err(Patience::exhausted()),
-            () = shutdown.cancelled() => 0,
-        };
-        if read == 0 {
-            return Ok(());
+            Err(error) => return wire.broken(error).await,
         }
     };
-    let mut output = Vec::new();
-    answer(&door, question, peer.credentials).await.encode(&mut output);
-    write_out(&mut stream, &mut output, door.write_timeout).await?;
-    stream.shutdown().await
+    answer(&door, question, peer.credentials).await.encode(&mut wire.output);
+    wire.close().await
 }
 
 async fn answer(door: &Door, question: Question, peer: Option<Credentials>) -> Answer {
     let Question { user, password, service, client, session } = question;
     let Some(password) = password else {
         return match userdb::find(door, &user, &service, |_| true).await {
-            Found::Mailbox(mailbox) => {
+            Residence::At(mailbox) => {
                 ok(mailbox.address.as_str(), &mailbox.place, &mailbox.settings)
             }
-            Found::Nobody => Answer::Unknown,
-            Found::Later => Answer::Later,
+            Residence::Nowhere => Answer::Unknown,
+            Residence::Later => Answer::Later,
         };
     };
     let attempt = Attempt {

@@ -190,7 +190,7 @@ impl Daemon {
     fn http_parts(self: &Arc<Self>, door: Door) -> http::Parts {
         let (daemon, core) = (Arc::clone(self), Arc::clone(&self.core));
         http::Parts {
-            lookups: http::Lookups::over(&self.lookup, &self.core, &door.name),
+            lookups: http::Lookups::over(&door),
             decide: Arc::new(move |attempt| {
                 let door = door.clone();
                 Box::pin(async move { door.decide(attempt).await })

@@ -6,15 +6,13 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::door::Door;
 use super::listener::Peer;
-use super::patience::Patience;
-use super::userdb::{self, Found, Users};
-use super::write_timeout::write_out;
+use super::userdb::{self, Residence, Users};
+use super::wire::{Awaits, Read, Wire};
 use crate::auth::{Attempt, Credentials, Reason, Service, Verdict};
 use crate::clock;
 use crate::proto::dovecot::dict::{Command, DictReply, DictSession, PasswordKey, Question, Typed};
@@ -51,10 +49,9 @@ fn words(reason: Reason) -> Words {
 }
 
 struct Driver<S> {
-    stream: S,
+    wire: Wire<S>,
     door: Arc<DictDoor>,
     peer: Option<Credentials>,
-    output: Vec<u8>,
 }
 
 /// Serves one connection until the peer is gone, breaks the protocol, or `shutdown` ends it.
@@ -70,35 +67,21 @@ pub(super) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut driver = Driver { stream, door, peer: peer.credentials, output: Vec::new() };
-    let (mut session, mut patience) = (DictSession::new(), Patience::default());
-    let mut input = BytesMut::new();
+    let wire = Wire::new(stream, &door);
+    let mut driver = Driver { wire, door, peer: peer.credentials };
+    let mut session = DictSession::new();
     loop {
-        match session.next_command(&mut input, &driver.door.key) {
+        match session.next_command(&mut driver.wire.input, &driver.door.key) {
             Ok(Some(command)) => {
-                patience.rest();
+                driver.wire.understood();
                 driver.command(command).await?;
             }
             Ok(None) => {
-                driver.flush().await?;
-                patience.wants_more(&input);
-                input.reserve(4096);
-                let read = tokio::select! {
-                    read = driver.stream.read_buf(&mut input) => read?,
-                    () = patience.over() => return Err(Patience::exhausted()),
-                    () = shutdown.cancelled() => 0,
-                };
-                if read == 0 {
+                if driver.wire.read(Awaits::Request, &shutdown).await? == Read::End {
                     return Ok(());
                 }
             }
-            Err(error) => {
-                driver.door.metrics.protocol_error(&driver.door.name);
-                tracing::warn!(door = %driver.door.name, %error, "dict client broke the protocol");
-                // What was answered before the fault still goes out.
-                driver.flush().await?;
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
+            Err(error) => return driver.wire.broken(error).await,
         }
     }
 }
@@ -157,14 +140,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     /// What a login would give, without one. No password that is typed matches the answer, an empty one included.
     async fn look(&mut self, user: &[u8], service: &str) -> io::Result<()> {
         match userdb::find(&self.door, user, service, |_| true).await {
-            Found::Mailbox(mailbox) => {
+            Residence::At(mailbox) => {
                 let mut members = userdb::prefetched(&mailbox.place, &mailbox.settings);
                 members.push(("user".into(), mailbox.address.to_string()));
                 members.push(("password".into(), unmatchable()?));
                 self.found(&members);
             }
-            Found::Nobody => self.reply(DictReply::NotFound),
-            Found::Later => self.reply(DictReply::Failed("try again later")),
+            Residence::Nowhere => self.reply(DictReply::NotFound),
+            Residence::Later => self.reply(DictReply::Failed("try again later")),
         }
         Ok(())
     }
@@ -193,13 +176,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     async fn find(&mut self, user: &[u8]) {
         // The key does not say who asks.
         match userdb::find(&self.door, user, "", |_| true).await {
-            Found::Mailbox(mailbox) => {
+            Residence::At(mailbox) => {
                 let mut members = userdb::fields(&mailbox.place, &mailbox.settings);
                 members.push(("user".into(), mailbox.address.to_string()));
                 self.found(&members);
             }
-            Found::Nobody => self.reply(DictReply::NotFound),
-            Found::Later => self.reply(DictReply::Failed("try again later")),
+            Residence::Nowhere => self.reply(DictReply::NotFound),
+            Residence::Later => self.reply(DictReply::Failed("try again later")),
         }
     }
 
@@ -224,7 +207,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 self.reply(DictReply::ListItem(user));
                 left -= 1;
             }
-            self.flush().await?;
+            self.wire.flush().await?;
         }
     }
 
@@ -235,11 +218,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     }
 
     fn reply(&mut self, reply: DictReply<'_>) {
-        reply.encode(&mut self.output);
-    }
-
-    async fn flush(&mut self) -> io::Result<()> {
-        write_out(&mut self.stream, &mut self.output, self.door.write_timeout).await
+        reply.encode(&mut self.wire.output);
     }
 }
 

@@ -4,15 +4,13 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::claims::Claims;
 use super::door::Door;
-use super::patience::Patience;
-use super::userdb::{self, Found, Users};
-use super::write_timeout::write_out;
+use super::userdb::{self, Residence, Users};
+use super::wire::{Awaits, Read, Wire};
 use crate::clock;
 use crate::identity::Address;
 use crate::proto::dovecot::master::{
@@ -36,10 +34,9 @@ impl Deref for MasterDoor {
 }
 
 struct Driver<S> {
-    stream: S,
+    wire: Wire<S>,
     door: Arc<MasterDoor>,
     reader: Reader,
-    output: Vec<u8>,
 }
 
 /// Who reads.
@@ -73,38 +70,21 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut session = MasterSession::new(kind);
-    let mut driver = Driver { stream, door, reader, output: Vec::new() };
-    session.greet(driver.door.server_pid, &mut driver.output);
-    driver.flush().await?;
-    let mut input = BytesMut::new();
-    let mut patience = Patience::default();
+    let wire = Wire::new(stream, &door);
+    let mut driver = Driver { wire, door, reader };
+    session.greet(driver.door.server_pid, &mut driver.wire.output);
     loop {
-        match session.next_command(&mut input) {
+        match session.next_command(&mut driver.wire.input) {
             Ok(Some(command)) => {
-                patience.rest();
+                driver.wire.understood();
                 driver.command(command).await?;
             }
             Ok(None) => {
-                driver.flush().await?;
-                patience.wants_more(&input);
-                input.reserve(4096);
-                let read = tokio::select! {
-                    read = driver.stream.read_buf(&mut input) => read?,
-                    () = patience.over() => {
-                        driver.door.metrics.protocol_error(&driver.door.name);
-                        return Err(Patience::exhausted());
-                    }
-                    () = shutdown.cancelled() => 0,
-                };
-                if read == 0 {
+                if driver.wire.read(Awaits::Request, &shutdown).await? == Read::End {
                     return Ok(());
                 }
             }
-            Err(error) => {
-                driver.door.metrics.protocol_error(&driver.door.name);
-                tracing::warn!(door = %driver.door.name, %error, "auth master client broke the protocol");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
+            Err(error) => return driver.wire.broken(error).await,
         }
     }
 }
@@ -121,7 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 self.reply_pass(id, found);
             }
             Command::List { id, .. } if self.reader.only_uid.is_some() => {
-                MasterReply::ListDone { id, end: ListEnd::Failed }.encode(&mut self.output);
+                MasterReply::ListDone { id, end: ListEnd::Failed }.encode(&mut self.wire.output);
             }
             Command::List { id, mask } => self.list(id, mask.as_deref()).await?,
             Command::Request { id, client_pid, auth_id, cookie, session_pid } => {
@@ -129,13 +109,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             }
             Command::CacheFlush { id, users } => {
                 let count = self.forget(&users).await;
-                MasterReply::Flushed { id, count }.encode(&mut self.output);
+                MasterReply::Flushed { id, count }.encode(&mut self.wire.output);
             }
         }
         Ok(())
     }
 
-    async fn find(&self, user: &[u8], service: &str) -> Found {
+    async fn find(&self, user: &[u8], service: &str) -> Residence {
         userdb::find(&self.door, user, service, |mailbox| self.reader.may_see(mailbox)).await
     }
 
@@ -159,7 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 said.pid = ?session_pid, peer.pid = ?self.reader.pid,
                 "a mail process claimed a login that is not there, or not its own"
             );
-            MasterReply::Fail { id, reason: Some("No such login") }.encode(&mut self.output);
+            MasterReply::Fail { id, reason: Some("No such login") }.encode(&mut self.wire.output);
             return;
         };
         let mailbox = &claim.mailbox;
@@ -168,9 +148,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         self.reply_user(id, &mailbox.address, &fields);
     }
 
-    fn reply_found(&mut self, id: u32, found: Found) {
+    fn reply_found(&mut self, id: u32, found: Residence) {
         match found {
-            Found::Mailbox(mailbox) => {
+            Residence::At(mailbox) => {
                 let fields = userdb::fields(&mailbox.place, &mailbox.settings);
                 self.reply_user(id, &mailbox.address, &fields);
             }
@@ -178,11 +158,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         }
     }
 
-    fn reply_pass(&mut self, id: u32, found: Found) {
+    fn reply_pass(&mut self, id: u32, found: Residence) {
         match found {
-            Found::Mailbox(mailbox) => {
+            Residence::At(mailbox) => {
                 MasterReply::Pass { id, user: mailbox.address.as_str(), fields: &[] }
-                    .encode(&mut self.output);
+                    .encode(&mut self.wire.output);
             }
             other => self.reply_missing(id, &other),
         }
@@ -191,14 +171,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     fn reply_user(&mut self, id: u32, address: &Address, fields: &[(String, String)]) {
         let fields: Vec<_> =
             fields.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        MasterReply::User { id, user: address.as_str(), fields: &fields }.encode(&mut self.output);
+        MasterReply::User { id, user: address.as_str(), fields: &fields }
+            .encode(&mut self.wire.output);
     }
 
-    fn reply_missing(&mut self, id: u32, found: &Found) {
+    fn reply_missing(&mut self, id: u32, found: &Residence) {
         match found {
-            Found::Later => MasterReply::Fail { id, reason: None }.encode(&mut self.output),
-            Found::Mailbox(_) | Found::Nobody => {
-                MasterReply::NotFound { id }.encode(&mut self.output);
+            Residence::Later => {
+                MasterReply::Fail { id, reason: None }.encode(&mut self.wire.output)
+            }
+            Residence::At(_) | Residence::Nowhere => {
+                MasterReply::NotFound { id }.encode(&mut self.wire.output);
             }
         }
     }
@@ -217,12 +200,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             };
             for user in &page {
                 if mask.is_none_or(|mask| mask_matches(mask, user)) {
-                    MasterReply::ListItem { id, user }.encode(&mut self.output);
+                    MasterReply::ListItem { id, user }.encode(&mut self.wire.output);
                 }
             }
-            self.flush().await?;
+            self.wire.flush().await?;
         };
-        MasterReply::ListDone { id, end }.encode(&mut self.output);
+        MasterReply::ListDone { id, end }.encode(&mut self.wire.output);
         Ok(())
     }
 
@@ -235,9 +218,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             count += self.door.core.forget(name).await;
         }
         count
-    }
-
-    async fn flush(&mut self) -> io::Result<()> {
-        write_out(&mut self.stream, &mut self.output, self.door.write_timeout).await
     }
 }

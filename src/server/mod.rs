@@ -23,6 +23,7 @@ pub mod shown;
 mod systemd;
 mod tls;
 mod userdb;
+mod wire;
 mod words;
 mod write_timeout;
 

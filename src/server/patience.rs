@@ -48,6 +48,11 @@ impl Patience {
         };
     }
 
+    /// A request has begun, though nothing of it is left to look at.
+    pub(super) fn has_begun(&mut self) {
+        self.begun.get_or_insert_with(Instant::now);
+    }
+
     /// Ends when the time is over; never, as long as nothing has begun. Cancel-safe; borrows nothing.
     pub(super) fn over(&self) -> impl Future<Output = ()> + Send + use<> {
         let begun = self.begun;

@@ -10,14 +10,15 @@ use crate::store::{Place, Resident, Settings, Store, StoreError};
 /// Users read from the store at a time for a list.
 const LIST_PAGE: u32 = 1000;
 
-/// What a look-up found.
-pub(super) enum Found {
+/// Where the mailbox of a name is.
+#[derive(Clone, Debug)]
+pub enum Residence {
+    /// There.
+    At(Arc<Resident>),
     /// Nobody can say now, or mail for this mailbox is put off.
     Later,
-    /// This mailbox.
-    Mailbox(Arc<Resident>),
-    /// There is no such user.
-    Nobody,
+    /// There is none.
+    Nowhere,
 }
 
 /// The mailbox that a name leads to, if this reader may know of it and it takes mail (login.md U-1). The administrator's own
@@ -27,19 +28,19 @@ pub(super) async fn find(
     user: &[u8],
     service: &str,
     may_see: impl Fn(&Resident) -> bool,
-) -> Found {
+) -> Residence {
     match door.lookup.resident(user).await {
-        Ok(Some(mailbox)) if !may_see(&mailbox) => Found::Nobody,
-        Ok(Some(mailbox)) if service == "doveadm" => Found::Mailbox(mailbox),
+        Ok(Some(mailbox)) if !may_see(&mailbox) => Residence::Nowhere,
+        Ok(Some(mailbox)) if service == "doveadm" => Residence::At(mailbox),
         Ok(Some(mailbox)) => match door.lookup.receives(&mailbox) {
-            Receives::Yes => Found::Mailbox(mailbox),
-            Receives::No => Found::Nobody,
-            Receives::Later => Found::Later,
+            Receives::Yes => Residence::At(mailbox),
+            Receives::No => Residence::Nowhere,
+            Receives::Later => Residence::Later,
         },
-        Ok(None) => Found::Nobody,
+        Ok(None) => Residence::Nowhere,
         Err(error) => {
             log_store_failure(door, &error);
-            Found::Later
+            Residence::Later
         }
     }
 }

@@ -14,14 +14,13 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 
-use super::super::userdb;
+use super::super::userdb::{self, Residence};
 use super::{
     Answer, Boxed, Call, HttpDoor, JSON, Problem, RETRY_LATER, content, lines, retry_after, text,
 };
-use crate::auth::Authenticator;
-use crate::lookup::{Found, Lookup, Map, Receives};
+use crate::lookup::{Found, Map};
 use crate::proto::http::{percent_decoded, query_value};
-use crate::store::{Resident, StoreError};
+use crate::server::door::Door;
 
 /// Where look-ups begin.
 pub(super) const PREFIX: &str = "/v1/lookup/";
@@ -45,71 +44,39 @@ pub struct Lookups {
 /// A question of two parts, and what comes back.
 pub type Table<A, B, C> = Arc<dyn Fn(A, B) -> Boxed<C> + Send + Sync>;
 
-/// Where the mailbox of a name is.
-#[derive(Clone, Debug)]
-pub enum Residence {
-    /// There.
-    At(Arc<Resident>),
-    /// Nobody can say now.
-    Later,
-    /// There is none.
-    Nowhere,
-}
-
 impl Lookups {
-    /// Over the tables of the daemon; `door` is for the log.
+    /// Over the tables of the daemon.
     #[must_use]
-    pub fn over(lookup: &Arc<Lookup>, core: &Arc<Authenticator>, door: &Arc<str>) -> Self {
-        let (tables, name) = (Arc::clone(lookup), Arc::clone(door));
+    pub(in crate::server) fn over(door: &Door) -> Self {
+        let asked = door.clone();
         let find = move |map, key: Vec<u8>| -> Boxed<Found> {
-            if let Some(found) = tables.recall(map, &key) {
+            if let Some(found) = asked.lookup.recall(map, &key) {
                 return Box::pin(std::future::ready(found));
             }
-            let (tables, name) = (Arc::clone(&tables), Arc::clone(&name));
+            let door = asked.clone();
             Box::pin(async move {
-                let found = tables.find(map, &key).await;
+                let found = door.lookup.find(map, &key).await;
                 found.unwrap_or_else(|error| {
-                    log_store_failure(&name, &error);
+                    userdb::log_store_failure(&door, &error);
                     Found::Later
                 })
             })
         };
-        let (tables, name) = (Arc::clone(lookup), Arc::clone(door));
+        let asked = door.clone();
         let residence = move |user: Vec<u8>, service: Box<str>| -> Boxed<Residence> {
-            let (tables, name) = (Arc::clone(&tables), Arc::clone(&name));
-            Box::pin(async move { residence(&tables, &user, &service, &name).await })
+            let door = asked.clone();
+            Box::pin(async move { userdb::find(&door, &user, &service, |_| true).await })
         };
-        let (core, name) = (Arc::clone(core), Arc::clone(door));
+        let asked = door.clone();
         let users = move |after: Option<String>, limit| -> Boxed<Option<Vec<String>>> {
-            let (core, name) = (Arc::clone(&core), Arc::clone(&name));
+            let door = asked.clone();
             Box::pin(async move {
-                let page = core.store().addresses(after.as_deref(), limit).await;
-                page.inspect_err(|error| log_store_failure(&name, error)).ok()
+                let page = door.core.store().addresses(after.as_deref(), limit).await;
+                page.inspect_err(|error| userdb::log_store_failure(&door, error)).ok()
             })
         };
         Self { find: Arc::new(find), residence: Arc::new(residence), users: Arc::new(users) }
     }
-}
-
-/// login.md U-1. The administrator's own tool always hears of a mailbox.
-async fn residence(tables: &Lookup, user: &[u8], service: &str, door: &str) -> Residence {
-    match tables.resident(user).await {
-        Ok(Some(resident)) if service == "doveadm" => Residence::At(resident),
-        Ok(Some(resident)) => match tables.receives(&resident) {
-            Receives::Yes => Residence::At(resident),
-            Receives::No => Residence::Nowhere,
-            Receives::Later => Residence::Later,
-        },
-        Ok(None) => Residence::Nowhere,
-        Err(error) => {
-            log_store_failure(door, &error);
-            Residence::Later
-        }
-    }
-}
-
-fn log_store_failure(door: &str, error: &StoreError) {
-    tracing::error!(door, %error, "store failed at a look-up");
 }
 
 impl HttpDoor {

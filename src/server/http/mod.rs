@@ -41,8 +41,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+pub use super::userdb::Residence;
 pub use health::Health;
-pub use lookup::{Lookups, Residence};
+pub use lookup::Lookups;
 
 use super::listener::Peer;
 use super::write_timeout::WriteTimeout;

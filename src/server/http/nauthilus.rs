@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 
-use super::super::userdb;
-use super::lookup::{PAGE, Residence};
+use super::super::userdb::{self, Residence};
+use super::lookup::PAGE;
 use super::{
     Answer, Asked, Call, HttpDoor, JSON, Problem, RETRY_LATER, add_field, content, read_body,
     retry_after, text,

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use super::{Awaits, Read, Seldom, Wire};
+use super::Seldom;
 use crate::clock;
 use crate::lookup::{Found, Map};
 use crate::proto::postfix::socketmap::{Reply, Request, next_request};
 use crate::server::door::Door;
+use crate::server::wire::{Awaits, Read, Wire};
 use crate::store::StoreError;
 
 /// Names of tables that do not exist, kept so that each is told once.
@@ -43,27 +44,19 @@ pub(in crate::server) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut wire = Wire::new(stream, door.door.write_timeout);
+    let mut wire = Wire::new(stream, &door.door);
     loop {
         match next_request(&mut wire.input) {
             Ok(Some(request)) => {
-                wire.begun = None;
+                wire.understood();
                 door.answer(&request, &mut wire).await?;
             }
             Ok(None) => {
-                let empty = wire.input.is_empty();
-                let awaits = if empty { Awaits::Request } else { Awaits::RestOfRequest };
-                if wire.read(awaits, &shutdown).await? == Read::End {
+                if wire.read(Awaits::Request, &shutdown).await? == Read::End {
                     return wire.close().await;
                 }
             }
-            Err(error) => {
-                door.door.metrics.protocol_error(&door.door.name);
-                tracing::warn!(door = %door.door.name, %error, "socketmap client broke the protocol");
-                // What was asked before the fault is still answered.
-                wire.flush().await?;
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
+            Err(error) => return wire.broken(error).await,
         }
     }
 }

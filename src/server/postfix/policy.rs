@@ -8,12 +8,13 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use super::{Awaits, Read, Seldom, Wire};
+use super::Seldom;
 use crate::auth::{Facts, Reason, Service, objection_to};
 use crate::clock;
 use crate::lookup::{Found, Map};
 use crate::proto::postfix::policy::{Action, Request, Session, State};
 use crate::server::door::Door;
+use crate::server::wire::{Awaits, Read, Wire};
 use crate::store::{Resident, StoreError};
 
 /// One door that speaks Postfix' policy protocol.
@@ -57,27 +58,22 @@ pub(in crate::server) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut wire = Wire::new(stream, door.door.write_timeout);
+    let mut wire = Wire::new(stream, &door.door);
     let mut session = Session::default();
     loop {
         match session.next_request(&mut wire.input) {
             Ok(Some(request)) => {
-                wire.begun = None;
+                wire.understood();
                 door.answer(&request, &mut wire.output).await;
             }
             Ok(None) => {
-                let between = wire.input.is_empty() && !session.is_within_request();
-                let awaits = if between { Awaits::Request } else { Awaits::RestOfRequest };
+                let within = session.is_within_request();
+                let awaits = if within { Awaits::RestOfRequest } else { Awaits::Request };
                 if wire.read(awaits, &shutdown).await? == Read::End {
                     return wire.close().await;
                 }
             }
-            Err(error) => {
-                door.door.metrics.protocol_error(&door.door.name);
-                tracing::warn!(door = %door.door.name, %error, "policy client broke the protocol");
-                wire.flush().await?;
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
+            Err(error) => return wire.broken(error).await,
         }
     }
 }
