@@ -151,7 +151,7 @@ pub fn check(stored: &str, password: &Password) -> Result<Checked, HashError> {
 
 /// A stored hash, understood and found affordable.
 enum Stored<'a> {
-    Argon2 { hash: PasswordHash<'a>, argon2: Argon2<'static> },
+    Argon2(Box<(PasswordHash<'a>, Argon2<'static>)>),
     Bcrypt(&'a str),
     Pbkdf2 { salt: &'a str, rounds: u32, output: Vec<u8> },
     Salted { kind: Sha, digest: Vec<u8>, salt: Vec<u8> },
@@ -208,7 +208,10 @@ impl<'a> Stored<'a> {
 
     fn matches(&self, password: &[u8]) -> Result<bool, HashError> {
         Ok(match self {
-            Self::Argon2 { hash, argon2 } => argon2.verify_password(password, hash).is_ok(),
+            Self::Argon2(parts) => {
+                let (hash, argon2) = &**parts;
+                argon2.verify_password(password, hash).is_ok()
+            }
             // A password of more than 71 bytes is an error here and not cut: it is nobody's.
             Self::Bcrypt(hash) => bcrypt::non_truncating_verify(password, hash).unwrap_or(false),
             Self::Pbkdf2 { salt, rounds, output } => {
@@ -284,7 +287,7 @@ fn argon2_hash(text: &str) -> Result<Stored<'_>, HashError> {
         return Err(HashError::Malformed);
     }
     let argon2 = argon2(algorithm, params.m_cost(), params.t_cost(), params.p_cost(), output)?;
-    Ok(Stored::Argon2 { hash, argon2 })
+    Ok(Stored::Argon2(Box::new((hash, argon2))))
 }
 
 /// `$2y$10$` and 53 letters.

@@ -55,7 +55,7 @@ impl Domain {
                     report.problem("alias_of", message, "a domain that has a table");
                 }
                 Err(_) => {
-                    report.problem("alias_of", "no mail domain", "a name such as example.org")
+                    report.problem("alias_of", "no mail domain", "a name such as example.org");
                 }
             }
         }
