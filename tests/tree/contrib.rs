@@ -3,7 +3,7 @@
 use std::process::Command;
 
 /// What exercises which files below contrib; a name that ends in `/` stands for all below it.
-const EXERCISED: [(&str, &str); 24] = [
+const EXERCISED: [(&str, &str); 28] = [
     ("as-root.sh", "tests/run"),
     ("checkpassword/", "tests/it/support/dovecot.rs"),
     ("dovecot-2.3/gatepost.conf", "contrib/quickstart"),
@@ -14,6 +14,10 @@ const EXERCISED: [(&str, &str); 24] = [
     ("fail2ban/filter.d/gatepost.conf", "tests/it/contrib.rs"),
     ("fail2ban/jail.d/gatepost.conf", "tests/it/contrib.rs"),
     ("haproxy/haproxy.cfg", "tests/it/support/haproxy.rs"),
+    ("mailcow/extra.conf", "tests/it/support/dovecot.rs"),
+    ("mailcow/gatepost.toml", "tests/it/http_doors.rs"),
+    ("nginx/forward-auth.conf", "tests/it/support/nginx.rs"),
+    ("nginx/mail.conf", "tests/it/support/nginx.rs"),
     ("packages", "contrib/prepare"),
     ("packages.sh", "contrib/prepare"),
     ("postfix/main.cf", "contrib/quickstart"),
