@@ -268,9 +268,9 @@ impl Known {
     fn new(bytes: u64) -> Self {
         let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
         Self {
-            addresses: Cache::builder()
+            addresses: Cache::<Box<str>, Option<i64>>::builder()
                 .max_capacity(bytes)
-                .weigher(move |address: &Box<str>, _| size(address.len() + ENTRY_BYTES))
+                .weigher(move |address, _| size(address.len() + ENTRY_BYTES))
                 .time_to_live(OUTSIDE_CHANGES)
                 .build(),
             residents: Cache::builder()

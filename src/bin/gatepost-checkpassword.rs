@@ -4,5 +4,5 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = std::env::args_os().skip(1);
-    gatepost::checkpassword::run(arguments, &|name| std::env::var_os(name)).into()
+    gatepost::checkpassword::run(arguments, &|name| std::env::var_os(name))
 }

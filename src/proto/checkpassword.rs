@@ -159,10 +159,8 @@ impl Question {
                 b"user" => user = Some(unescape(value).into_owned()),
                 b"password" => password = Some(Password::new(unescape(value))),
                 b"service" => service = text(value, MAX_TEXT_BYTES),
-                b"client" => {
-                    client = std::str::from_utf8(value).ok().and_then(|it| it.parse().ok())
-                }
-                b"session" => session = Some(text(value, MAX_TEXT_BYTES)),
+                b"client" => client = address(value),
+                b"session" if !value.is_empty() => session = Some(text(value, MAX_TEXT_BYTES)),
                 _ => {}
             }
         }
@@ -171,9 +169,14 @@ impl Question {
             true => Some(password.ok_or(ProtocolError::BadField("password"))?),
             false => None,
         };
-        let session = session.filter(|id: &Box<str>| !id.is_empty());
+
         Ok(Some(Self { user, password, service, client, session }))
     }
+}
+
+/// What cannot be read counts as not said.
+fn address(value: &[u8]) -> Option<IpAddr> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 impl Answer {

@@ -23,8 +23,8 @@ struct Proxied {
     // In the order in which they are to be stopped.
     nginx: Nginx,
     ports: MailPorts,
-    postfix: Postfix,
-    dovecot: Dovecot,
+    _postfix: Postfix,
+    _dovecot: Dovecot,
     gatepost: Gatepost,
     slapd: Slapd,
 }
@@ -57,7 +57,7 @@ impl Proxied {
             imap_login(dovecot.imap, &mail_of("fry"), &password_of("fry")).starts_with("a OK")
         });
         let (nginx, ports) = Nginx::mail(door);
-        Self { nginx, ports, postfix, dovecot, gatepost, slapd }
+        Self { nginx, ports, _postfix: postfix, _dovecot: dovecot, gatepost, slapd }
     }
 }
 

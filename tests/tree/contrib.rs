@@ -3,10 +3,14 @@
 use std::process::Command;
 
 /// What exercises which files below contrib; a name that ends in `/` stands for all below it.
-const EXERCISED: [(&str, &str); 20] = [
+const EXERCISED: [(&str, &str); 24] = [
     ("as-root.sh", "tests/run"),
+    ("checkpassword/", "tests/it/support/dovecot.rs"),
     ("dovecot-2.3/gatepost.conf", "contrib/quickstart"),
     ("dovecot-2.4/gatepost.conf", "contrib/quickstart"),
+    ("dovecot-dict/", "tests/it/support/dovecot.rs"),
+    ("dovecot-lua/", "tests/it/support/dovecot.rs"),
+    ("dovecot-sockets/", "tests/it/support/dovecot.rs"),
     ("fail2ban/filter.d/gatepost.conf", "tests/it/contrib.rs"),
     ("fail2ban/jail.d/gatepost.conf", "tests/it/contrib.rs"),
     ("haproxy/haproxy.cfg", "tests/it/support/haproxy.rs"),

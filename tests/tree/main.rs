@@ -1,6 +1,6 @@
 //! Tests of the tree itself: who names whom, and pages that could drift from the code.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod commands;
 mod contrib;

@@ -346,7 +346,7 @@ mod tests {
             turn in 0_usize..5,
             piece in 1_usize..50,
         ) {
-            let mut lines = vec![
+            let mut lines = [
                 "request=smtpd_access_policy".to_owned(),
                 format!("protocol_state={word}"),
                 format!("sender={sender}"),

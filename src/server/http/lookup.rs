@@ -35,12 +35,15 @@ const MAX_PAGE: u32 = 10_000;
 #[derive(Clone)]
 pub struct Lookups {
     /// What a table has for a key.
-    pub find: Arc<dyn Fn(Map, Vec<u8>) -> Boxed<Found> + Send + Sync>,
+    pub find: Table<Map, Vec<u8>, Found>,
     /// Where the mailbox of a name is; the second argument is the service that asks.
-    pub residence: Arc<dyn Fn(Vec<u8>, Box<str>) -> Boxed<Residence> + Send + Sync>,
+    pub residence: Table<Vec<u8>, Box<str>, Residence>,
     /// So many addresses of mailboxes after this one, in order; `None`: the store does not answer.
-    pub users: Arc<dyn Fn(Option<String>, u32) -> Boxed<Option<Vec<String>>> + Send + Sync>,
+    pub users: Table<Option<String>, u32, Option<Vec<String>>>,
 }
+
+/// A question of two parts, and what comes back.
+pub type Table<A, B, C> = Arc<dyn Fn(A, B) -> Boxed<C> + Send + Sync>;
 
 /// Where the mailbox of a name is.
 #[derive(Clone, Debug)]

@@ -95,7 +95,8 @@ impl Postfix {
              smtpd_sasl_security_options = noanonymous\n\
              smtpd_relay_restrictions = permit_sasl_authenticated, reject\n"
         );
-        Self::run(Place::new(Home::Host), &sasl, "")
+        // Outside the chroot, where the path of a socket means what it says.
+        Self::run(Place::new(Home::Host), &sasl, "", 'n')
     }
 
     /// With the very lines of contrib/postfix; Gatepost's and Dovecot's sockets are where those say.
@@ -108,7 +109,7 @@ impl Postfix {
             etc.display(),
             include_str!("../../../contrib/postfix/main.cf")
         );
-        Self::run(place, &main, include_str!("../../../contrib/postfix/master.cf"))
+        Self::run(place, &main, include_str!("../../../contrib/postfix/master.cf"), 'y')
     }
 
     /// By way of Cyrus SASL, with the lines of contrib/cyrus/main.cf and what libsasl is to read.
@@ -119,17 +120,17 @@ impl Postfix {
         let main = include_str!("../../../contrib/cyrus/main.cf");
         let main = main.replace("/etc/postfix", place.inner().join("etc").to_str().unwrap());
         let relay = "smtpd_relay_restrictions = permit_sasl_authenticated, reject\n";
-        Self::run(place, &(main + relay), "")
+        Self::run(place, &(main + relay), "", 'n')
     }
 
-    fn run(place: Place, main: &str, master: &str) -> Self {
+    fn run(place: Place, main: &str, master: &str, chroot: char) -> Self {
         let [port, submission, open_submission] = std::array::from_fn(|_| free_port());
         let postfix = Self { place, port, submission, open_submission };
         let etc = postfix.place.directory.path().join("etc");
         fs::write(etc.join("main.cf"), main_cf(&postfix.place.inner()) + main).unwrap();
         let submission = format!("\n127.0.0.1:{submission} ");
-        let master =
-            master_cf(port, open_submission) + &master.replace("\nsubmission ", &submission);
+        let master = master_cf(port, open_submission, chroot)
+            + &master.replace("\nsubmission ", &submission);
         fs::write(etc.join("master.cf"), master).unwrap();
         postfix.command("start");
         wait_until("Postfix listens", Duration::from_secs(20), || listens(port));
@@ -202,11 +203,11 @@ fn main_cf(path: &Path) -> String {
     )
 }
 
-/// As Debian has it: what asks Gatepost lives in the chroot.
-fn master_cf(port: u16, open_submission: u16) -> String {
+/// As Debian has it, where what asks Gatepost lives in the chroot; or out of it.
+fn master_cf(port: u16, open_submission: u16, chroot: char) -> String {
     format!(
-        "127.0.0.1:{port} inet n - y - 200 smtpd\n\
-         127.0.0.1:{open_submission} inet n - y - - smtpd\n \
+        "127.0.0.1:{port} inet n - {chroot} - 200 smtpd\n\
+         127.0.0.1:{open_submission} inet n - {chroot} - - smtpd\n \
          -o smtpd_sasl_auth_enable=yes\n \
          -o smtpd_sender_restrictions=check_policy_service,unix:gatepost/policy\n \
          -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n\
