@@ -17,6 +17,11 @@ fn target(socket: &str) -> (&'static str, u8) {
         "client" => ("dovecot_auth", 1),
         "master" => ("dovecot_master", 0),
         "userdb" => ("dovecot_master", 1),
+        "dict" => ("dict", 0),
+        "checkpassword" => ("checkpassword", 0),
+        "policy" => ("policy", 0),
+        "saslauthd" => ("saslauthd", 0),
+        "socketmap" => ("socketmap", 0),
         other => panic!("fuzz/seeds.rs: which target is for socket {other}?"),
     }
 }

@@ -43,7 +43,7 @@ fn answer(command: &Command, said: &mut Vec<u8>) {
         Command::List { id, mask } => {
             let mask = mask.as_deref().unwrap_or_default();
             let user = &String::from_utf8_lossy(mask);
-            let _ = mask_matches(mask, user);
+            std::hint::black_box(mask_matches(mask, user));
             MasterReply::ListItem { id: *id, user }.encode(&mut line);
         }
         Command::Request { id, .. } => MasterReply::NotFound { id: *id }.encode(&mut line),

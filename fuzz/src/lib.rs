@@ -70,3 +70,21 @@ impl<'a> Stream<'a> {
         ends.map(move |end| &bytes[std::mem::replace(&mut start, end)..end])
     }
 }
+
+/// Header fields, written `name: value`, one a line; names in lower case.
+pub struct Fields<'a>(Vec<(&'a [u8], &'a [u8])>);
+
+impl<'a> Fields<'a> {
+    pub fn new(data: &'a [u8]) -> Self {
+        let pair = |line: &'a [u8]| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        };
+        Self(data.split(|byte| *byte == b'\n').filter_map(pair).collect())
+    }
+
+    pub fn get(&self, name: &str) -> Option<&'a [u8]> {
+        let found = self.0.iter().find(|(other, _)| *other == name.as_bytes());
+        found.map(|(_, value)| *value)
+    }
+}

@@ -263,6 +263,48 @@ mod tests {
         }
 
         #[test]
+        fn any_bytes_come_through(username: Vec<u8>, password: Vec<u8>, session in "[^\"\\\\\\pC]{1,20}") {
+            let quoted = |bytes: &[u8]| {
+                let escape = |byte: &u8| match byte {
+                    b'"' | b'\\' => vec![b'\\', *byte],
+                    _ => vec![*byte],
+                };
+                bytes.iter().flat_map(escape).collect::<Vec<_>>()
+            };
+            let body = [
+                &b"{\"password\":\""[..], &quoted(&password), b"\",\"session\":\"", session.as_bytes(),
+                b"\",\"username\":\"", &quoted(&username), b"\"}",
+            ];
+
+            let request = parse(&body.concat()).unwrap();
+
+            prop_assert_eq!(request.username, username);
+            prop_assert_eq!(request.password.as_bytes(), password);
+            prop_assert_eq!(request.session.as_deref(), Some(&*session));
+        }
+
+        #[test]
+        fn any_verdict_is_json(user: String, home: String, quota: u64) {
+            let mailbox = MailboxAnswer {
+                address: &user,
+                display_name: &home,
+                quota,
+                protocols: &[&user, &home],
+                template: &user,
+                home: &home,
+                uid: 1,
+                gid: 2,
+                active: true,
+            };
+            let accept = VerdictAnswer::Accept { user: &user, mailbox, source: "memory" };
+            let read: serde_json::Value = serde_json::from_slice(&encode_verdict(&accept)).unwrap();
+            prop_assert_eq!(&read["user"], &*user);
+            prop_assert_eq!(&read["mailbox"]["home"], &*home);
+            prop_assert_eq!(&read["mailbox"]["quota"], quota);
+            prop_assert_eq!(&read["mailbox"]["protocols"], &serde_json::json!([user, home]));
+        }
+
+        #[test]
         fn any_text_comes_through_json_unchanged(username: String, password: String) {
             let body = serde_json::json!({ "username": username, "password": password });
             let request = parse(body.to_string().as_bytes()).unwrap();

@@ -72,9 +72,7 @@ impl World {
             };
             if let Err(trouble) = outcome {
                 let (name, got) = (&dialogue.name, line.received.escape_ascii());
-                panic!(
-                    "{name}, {write_bytes} bytes a write: after\n{said}{step}\n{trouble}: {got}"
-                );
+                panic!("{name}: after\n{said}wanted\n{step}\n{trouble}\n{got}");
             }
             said.push_str(&format!("{step}\n"));
         }
@@ -93,8 +91,14 @@ struct Line {
 
 impl Line {
     fn send(&mut self, bytes: &[u8], write_bytes: usize) -> Result<(), String> {
-        let mut pieces = bytes.chunks(write_bytes);
-        pieces.try_for_each(|piece| self.stream.write_all(piece)).map_err(|it| it.to_string())
+        for piece in bytes.chunks(write_bytes) {
+            match self.stream.write_all(piece) {
+                // Who has heard enough may close before the rest comes; the next step sees what it said.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+                outcome => outcome.map_err(|error| error.to_string())?,
+            }
+        }
+        Ok(())
     }
 
     fn expect(&mut self, find: impl Fn(&[u8]) -> Found) -> Result<(), String> {
@@ -168,16 +172,18 @@ fn doors(mut configuration: Configuration, directory: &Path, slapd: &Slapd) -> C
         "listen.dovecot",
         &format!("protocol = \"dovecot\"\npath = {path:?}\nfailure_delay = {no_delay}"),
     );
-    let (dict, checkpassword) = (directory.join("dict"), directory.join("checkpassword"));
     let digits: String = (0..32).map(|byte| format!("{byte:02x}")).collect();
-    configuration.set(
-        "listen.dict",
-        &format!("protocol = \"dovecot-dict\"\npath = {dict:?}\npassword_key = {digits:?}"),
-    );
-    configuration.set(
-        "listen.checkpassword",
-        &format!("protocol = \"checkpassword\"\npath = {checkpassword:?}"),
-    );
+    for (socket, protocol, more) in [
+        ("checkpassword", "checkpassword", String::new()),
+        ("dict", "dovecot-dict", format!("password_key = {digits:?}")),
+        ("policy", "postfix-policy", String::new()),
+        ("saslauthd", "saslauthd", String::new()),
+        ("socketmap", "socketmap", String::new()),
+    ] {
+        let path = directory.join(socket);
+        let door = format!("protocol = \"{protocol}\"\npath = {path:?}\n{more}");
+        configuration.set(&format!("listen.{socket}"), &door);
+    }
     configuration.add("login", "default_domain = \"example.org\"");
     configuration.set("template.plain", "home = \"/var/mail/{local}\"\nuid = 5000\ngid = 5000");
     configuration.add("template.plain", "disabled_delivery = \"tempfail\"");
@@ -255,7 +261,7 @@ fn every_dialogue_goes_as_written_on_the_live_socket() {
 
     // Nothing may drop out unseen: raise the first number with each dialogue, the second with a good reason only.
     let played = live.len();
-    assert!(played >= 65, "only {played} dialogues were played");
+    assert!(played >= 93, "only {played} dialogues were played");
     let names: Vec<_> = only_session.iter().map(|dialogue| &dialogue.name).collect();
     assert!(names.len() <= 10, "not played: {names:#?}");
 }

@@ -19,7 +19,7 @@ impl Peer for MapsPeer {
             (b"mailbox" | b"sender-login", Place::Home) => Reply::Found("joe@example.org"),
             (b"mailbox" | b"sender-login", Place::Nobody) => Reply::NotFound,
             (b"mailbox" | b"sender-login", Place::Later) => {
-                Reply::Temp("the database of mailboxes does not answer")
+                Reply::Temp("mail for this mailbox is put off")
             }
             _ => Reply::Temp("there is no table of this name"),
         };
