@@ -3,14 +3,21 @@
 use std::process::Command;
 
 /// What exercises which files below contrib; a name that ends in `/` stands for all below it.
-const EXERCISED: [(&str, &str); 28] = [
+const EXERCISED: &[(&str, &str)] = &[
     ("as-root.sh", "tests/run"),
     ("checkpassword/", "tests/it/support/dovecot.rs"),
+    ("cyrus/imapd.conf", "tests/it/cyrus_exim.rs"),
+    ("cyrus/main.cf", "tests/it/support/postfix.rs"),
+    ("cyrus/smtpd.conf", "tests/it/cyrus_exim.rs"),
     ("dovecot-2.3/gatepost.conf", "contrib/quickstart"),
+    ("dovecot-2.3/postfix.conf", "tests/it/support/dovecot.rs"),
     ("dovecot-2.4/gatepost.conf", "contrib/quickstart"),
+    ("dovecot-2.4/postfix.conf", "tests/it/support/dovecot.rs"),
     ("dovecot-dict/", "tests/it/support/dovecot.rs"),
     ("dovecot-lua/", "tests/it/support/dovecot.rs"),
     ("dovecot-sockets/", "tests/it/support/dovecot.rs"),
+    ("exim-tree", "tests/run"),
+    ("exim/", "tests/it/support/exim.rs"),
     ("fail2ban/filter.d/gatepost.conf", "tests/it/contrib.rs"),
     ("fail2ban/jail.d/gatepost.conf", "tests/it/contrib.rs"),
     ("haproxy/haproxy.cfg", "tests/it/support/haproxy.rs"),
@@ -62,12 +69,17 @@ fn every_file_for_pasting_is_exercised_by_something() {
 
 #[test]
 fn shellcheck_has_nothing_to_say_about_any_script() {
-    let places = ["contrib", "tests", "benches", ".ci"];
+    let places = ["contrib", "tests", "benches", "fuzz", ".ci"];
     let all = places.iter().flat_map(|place| super::files(place, ""));
     let scripts: Vec<String> = all.filter(|path| is_script(path)).collect();
-    for known in
-        ["contrib/prepare", "contrib/packages.sh", "tests/run", ".ci/run", "benches/load/run"]
-    {
+    for known in [
+        "contrib/prepare",
+        "contrib/packages.sh",
+        "tests/run",
+        ".ci/run",
+        "benches/load/run",
+        "fuzz/run",
+    ] {
         assert!(scripts.iter().any(|script| script == known), "{known} is not among {scripts:?}");
     }
 
