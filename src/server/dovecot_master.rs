@@ -178,7 +178,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     fn reply_missing(&mut self, id: u32, found: &Residence) {
         match found {
             Residence::Later => {
-                MasterReply::Fail { id, reason: None }.encode(&mut self.wire.output)
+                MasterReply::Fail { id, reason: None }.encode(&mut self.wire.output);
             }
             Residence::At(_) | Residence::Nowhere => {
                 MasterReply::NotFound { id }.encode(&mut self.wire.output);
