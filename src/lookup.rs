@@ -193,20 +193,30 @@ impl Lookup {
         Ok(rules.answer(&view, map, &key).unwrap_or(Found::Later))
     }
 
-    /// The mailbox that a name leads to, by whatever address of it. The name is read as at a login.
+    /// The mailbox that a name leads to, by whatever address of it. An address is looked up as it is, detail included;
+    /// a bare name is read as at a login.
     ///
     /// # Errors
     /// The store did not answer.
     pub async fn resident(&self, name: &[u8]) -> Result<Option<Arc<Resident>>, StoreError> {
         let rules = self.rules.load_full();
-        let Ok(login) = Login::parse(name, &rules.names) else { return Ok(None) };
-        let key = Key::of(&login.address, &rules.names);
+        let key = if name.contains(&b'@') {
+            rules.key(name)
+        } else {
+            let login = Login::parse(name, &rules.names).ok();
+            login.map(|login| Key::of(&login.address, &rules.names))
+        };
+        let Some(key) = key else { return Ok(None) };
         let mut view = View { known: &self.known, read: Vec::new() };
         let place = match rules.place(&view, &key) {
             Ok(place) => place,
             Err(Unknown) => {
                 self.read(&rules.candidates(&key), &mut view).await?;
-                rules.place(&view, &key).unwrap_or(Place::Nobody)
+                // As in `find`: a mistake of ours must not make anybody nobody.
+                rules.place(&view, &key).map_err(|Unknown| StoreError::Unavailable {
+                    what: "a look-up came to no end".into(),
+                    source: None,
+                })?
             }
         };
         Ok(match place {
@@ -393,7 +403,7 @@ impl Rules {
                         Found::Value(resident.address.shared())
                     }
                     Place::Resident { resident, detail, .. } => {
-                        self.delivered(&resident, || external(&resident.address, &detail))
+                        self.delivered(&resident, || self.detailed(&resident.address, &detail))
                     }
                     // What is taken for an address that nobody has would come back as a bounce to whoever was forged.
                     Place::CatchAll(_) | Place::Nobody => Found::Nothing,
@@ -406,10 +416,17 @@ impl Rules {
                 self.delivered(&resident, || resident.address.shared())
             }
             (Map::Alias, Place::Resident { resident, canonical: false, detail }) => {
-                self.delivered(&resident, || external(&resident.address, &detail))
+                self.delivered(&resident, || self.detailed(&resident.address, &detail))
             }
             (Map::Alias | Map::Domain | Map::Mailbox | Map::SenderLogin, _) => Found::Nothing,
         })
+    }
+
+    /// The address with the detail put back. An address that holds the separator itself gets none: whoever cuts at the
+    /// first one would find another mailbox.
+    fn detailed(&self, address: &Address, detail: &str) -> Arc<str> {
+        let is_cut = Key::of(address, &self.names).bare().is_some();
+        external(address, if is_cut { "" } else { detail })
     }
 
     fn delivered(&self, resident: &Resident, value: impl FnOnce() -> Arc<str>) -> Found {

@@ -454,6 +454,21 @@ async fn a_rename_moves_every_address_to_the_new_name_at_once() {
 }
 
 #[tokio::test]
+async fn an_address_that_holds_the_separator_is_found_as_it_is() {
+    let site = Site::new().await;
+    site.settle(&mailbox("amy+shop@example.org", &["shop@example.org"])).await;
+
+    site.check(&[
+        (Map::Mailbox, "amy+shop@example.org", "amy+shop@example.org"),
+        // With a detail it would be cut back to amy.
+        (Map::Alias, "shop+x@example.org", "amy+shop@example.org"),
+    ])
+    .await;
+    let found = site.lookup.resident(b"amy+shop@example.org").await.unwrap().unwrap();
+    assert_eq!(found.address.as_str(), "amy+shop@example.org");
+}
+
+#[tokio::test]
 async fn mail_for_a_disabled_mailbox_is_judged_by_disabled_delivery_at_once() {
     let site = Site::new().await;
     let amy = parsed("amy@example.org");
