@@ -78,6 +78,14 @@ impl Address {
         Ok(Self { full: full.into(), at, domain })
     }
 
+    /// The same local part in another domain.
+    ///
+    /// # Errors
+    /// It is too long there.
+    pub fn in_domain(&self, domain: &Domain) -> Result<Self, NameError> {
+        Self::from_parts(self.local(), domain.clone(), Case::Keep)
+    }
+
     /// `local@domain`.
     #[must_use]
     pub fn as_str(&self) -> &str {

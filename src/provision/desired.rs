@@ -136,8 +136,13 @@ impl<'a> Wish<'a> {
     }
 
     fn usable(&self, text: &str) -> Result<Address, Misfit> {
-        let address =
-            Address::parse(text.trim(), self.rules.case).map_err(|_| Misfit::BadAddress)?;
+        let names = &self.rules.names;
+        let address = Address::parse(text.trim(), names.case).map_err(|_| Misfit::BadAddress)?;
+        // Whoever logs in or gets mail there is looked for in the domain that it stands for.
+        let address = match names.alias_domains.get(address.domain()) {
+            Some(target) => address.in_domain(target).map_err(|_| Misfit::BadAddress)?,
+            None => address,
+        };
         if !address.is_safe_in_path() {
             Err(Misfit::BadAddress)
         } else if self.rules.domain(address.domain()).is_none() {
@@ -392,7 +397,8 @@ pub(super) fn from_template(
     let filling = Filling { address, id: "" };
     let alias = |text: &String| {
         let filled = filling.fill(text, Percent::Keep).map_err(bad)?;
-        let alias = Address::parse(&filled, rules.case).map_err(|_| Refusal::BadAddress(filled))?;
+        let alias =
+            Address::parse(&filled, rules.names.case).map_err(|_| Refusal::BadAddress(filled))?;
         Ok(alias)
     };
     let field = |(name, text): (&String, &String)| {

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::config::directory::{Directory, Lazy, Map, OnUnmatched, Rule};
 use crate::config::domain::Domain as DomainLimits;
 use crate::config::template::Template;
-use crate::identity::{Address, Case, Domain};
+use crate::identity::{Address, Domain, LoginRules};
 use crate::person::Person;
 
 /// Domains, templates and mapping rules, ready to use.
@@ -15,8 +15,8 @@ pub struct Rules {
     domains: BTreeMap<Domain, DomainLimits>,
     templates: BTreeMap<Box<str>, Template>,
     profiles: BTreeMap<Box<str>, Profile>,
-    /// What becomes of the letters of local parts.
-    pub(super) case: Case,
+    /// How names become addresses.
+    pub(super) names: LoginRules,
 }
 
 /// What one directory's section says about mailboxes.
@@ -62,7 +62,7 @@ impl Rules {
             domains: config.domain.iter().filter_map(domain).collect(),
             templates: templates.map(|(name, it)| (name.as_str().into(), it.clone())).collect(),
             profiles: profiles.map(|(name, it)| (name.as_str().into(), Profile::new(it))).collect(),
-            case: if config.login.lowercase { Case::Fold } else { Case::Keep },
+            names: config.names(),
         }
     }
 
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_template_text_is_filled() {
-        let address = Address::parse("fry%@example.org", Case::Fold).unwrap();
+        let address = Address::parse("fry%@example.org", crate::identity::Case::Fold).unwrap();
         let filling = Filling { address: &address, id: "17" };
         for (text, percent, filled) in [
             ("/var/vmail/{domain}/{local}", Percent::Keep, "/var/vmail/example.org/fry%"),
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_value_that_could_leave_its_directory_is_refused() {
-        let address = Address::parse("fry@example.org", Case::Fold).unwrap();
+        let address = Address::parse("fry@example.org", crate::identity::Case::Fold).unwrap();
         for id in ["../x", "a/b", ".x", "a\tb", ""] {
             let filling = Filling { address: &address, id };
             assert_eq!(filling.fill("/home/{id}", Percent::Keep), Err(UnsafeValue), "{id}");

@@ -285,6 +285,19 @@ async fn addresses_of_the_directory_become_primary_and_aliases() {
 }
 
 #[tokio::test]
+async fn an_address_in_an_alias_domain_is_one_of_the_domain_it_stands_for() {
+    let mut config = config();
+    let alias = Domain { alias_of: "example.org".into(), ..Domain::default() };
+    config.domain.insert("example.com".into(), alias);
+    let site = Site::with(config).await;
+
+    let values = [("mailTemplate", "basic"), ("cn", "Fry"), ("mail", "fry@example.com")];
+    let made = site.settled(&person("fry", &values)).await;
+
+    assert_eq!(made.mailbox.address.as_str(), "fry@example.org");
+}
+
+#[tokio::test]
 async fn a_new_primary_address_renames_and_the_order_of_values_does_not() {
     let site = Site::new().await;
     let before = site.settled(&fry()).await.mailbox;
