@@ -102,11 +102,21 @@ impl Transaction {
         Self { begun, changes: changes.clone(), touched: Touched::default() }
     }
 
-    /// Makes everything done so far stand, and tells of it.
+    /// Makes everything done so far stand, and tells of it. Once begun it is brought to its end even if nobody waits any
+    /// more: whoever is told must find what was written.
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
-        let _telling = self.changes.tell_later(self.touched);
-        match self.begun {
-            Begun::Sqlite(inner) => Ok(inner.commit().await?),
+        let telling = self.changes.tell_later(self.touched);
+        let committing = async move {
+            let _telling = telling;
+            match self.begun {
+                Begun::Sqlite(inner) => inner.commit().await,
+            }
+        };
+        match tokio::spawn(committing).await {
+            Ok(committed) => Ok(committed?),
+            Err(_) => {
+                Err(StoreError::Unavailable { what: "commit was cut off".into(), source: None })
+            }
         }
     }
 
