@@ -210,10 +210,18 @@ impl<'a> Stored<'a> {
         Ok(match self {
             Self::Argon2(parts) => {
                 let (hash, argon2) = &**parts;
-                argon2.verify_password(password, hash).is_ok()
+                match argon2.verify_password(password, hash) {
+                    Ok(()) => true,
+                    Err(argon2::password_hash::Error::Password) => false,
+                    Err(_) => return Err(HashError::Malformed),
+                }
             }
-            // A password of more than 71 bytes is an error here and not cut: it is nobody's.
-            Self::Bcrypt(hash) => bcrypt::non_truncating_verify(password, hash).unwrap_or(false),
+            Self::Bcrypt(hash) => match bcrypt::non_truncating_verify(password, hash) {
+                Ok(right) => right,
+                // A password of more than 71 bytes is not cut: it is nobody's.
+                Err(bcrypt::BcryptError::Truncation(_)) => false,
+                Err(_) => return Err(HashError::Malformed),
+            },
             Self::Pbkdf2 { salt, rounds, output } => {
                 let mut made = vec![0; output.len()];
                 pbkdf2::pbkdf2_hmac::<Sha1>(password, salt.as_bytes(), *rounds, &mut made);
@@ -292,11 +300,16 @@ fn argon2_hash(text: &str) -> Result<Stored<'_>, HashError> {
 
 /// `$2y$10$` and 53 letters.
 fn bcrypt_hash(text: &str) -> Result<Stored<'_>, HashError> {
-    let cost = text.get(4..6).and_then(|cost| cost.parse::<u32>().ok());
-    let cost = cost.ok_or(HashError::Malformed)?;
-    match text.len() {
-        60 if cost > MAX_BCRYPT_COST => Err(HashError::TooCostly),
-        60 if cost >= 4 => Ok(Stored::Bcrypt(text)),
+    let fields: Vec<&str> = text.split('$').collect();
+    let ["", _, cost, letters] = fields.as_slice() else { return Err(HashError::Malformed) };
+    let is_letter = |letter: u8| letter.is_ascii_alphanumeric() || matches!(letter, b'.' | b'/');
+    let is_cost = cost.len() == 2 && cost.bytes().all(|digit| digit.is_ascii_digit());
+    if !is_cost || letters.len() != 53 || !letters.bytes().all(is_letter) {
+        return Err(HashError::Malformed);
+    }
+    match cost.parse::<u32>() {
+        Ok(cost) if cost > MAX_BCRYPT_COST => Err(HashError::TooCostly),
+        Ok(cost) if cost >= 4 => Ok(Stored::Bcrypt(text)),
         _ => Err(HashError::Malformed),
     }
 }
@@ -438,6 +451,8 @@ mod tests {
             ("{BLF-CRYPT}$6$abc$def", Malformed),
             ("$2y$31$sN/qwt3vyTGc2/eXcDLO7ex3IAKgXJh2K6gdAHLjvaWu7EU1VWvFe", TooCostly),
             ("$2y$10$abc", Malformed),
+            ("$2y$+5$sN/qwt3vyTGc2/eXcDLO7ex3IAKgXJh2K6gdAHLjvaWu7EU1VWvFe", Malformed),
+            ("$2y$05$sN/qwt3vyTGc2/eXcDLO7ex3IAKgXJh2K6gdAHLjvaWu7EU1VW-Fe", Malformed),
             ("$6$rounds=999999999$abc$def", TooCostly),
             ("$6$rounds=x$abc$def", Malformed),
             ("$6$abc", Malformed),
