@@ -142,7 +142,7 @@ impl Authenticator {
     }
 
     /// Templates changed since the mailbox was last planned: plan from what is remembered, ask nobody (M-9).
-    async fn replan(&self, asking: &Asking, record: &Record, source: Source) -> Settled {
+    async fn replan(self: &Arc<Self>, asking: &Asking, record: &Record, source: Source) -> Settled {
         let setup = &asking.setup;
         if record.person().is_local() {
             return self.reread(asking, record, source).await;
@@ -186,7 +186,7 @@ impl Authenticator {
         let name = match &stored.provider {
             Provider::Directory(name) => name,
             // No directory is ever asked about it (O-2).
-            Provider::Local => return self.ask_here(asking, stored).await,
+            Provider::Local => return self.ask_here(asking, stored.id).await,
         };
         let Some(profile) = asking.setup.directories.profile(name) else {
             let detail = format!("the mailbox's directory {name} is not configured");
@@ -210,29 +210,45 @@ impl Authenticator {
         }
     }
 
-    /// Checks the password that a mailbox has here.
-    async fn ask_here(&self, asking: &Asking, stored: &Mailbox) -> Settled {
+    /// Checks the password that a mailbox has here. The mailbox is read again, now that it is this question's turn: an
+    /// administrator may have changed it while others were asked about.
+    async fn ask_here(self: &Arc<Self>, asking: &Asking, id: i64) -> Settled {
         let edition = self.memory.edition();
-        let checked = match self.check_here(asking, stored).await {
+        let stored = match self.store.mailbox_numbered(id).await {
+            Ok(Some(stored)) => stored,
+            Ok(None) => return asking.refused(Reason::Unknown, Source::Rules),
+            Err(error) => return later(Reason::StoreUnavailable, Some(&error)),
+        };
+        if stored.provider != Provider::Local {
+            return Box::pin(self.ask(asking, None, Some(&stored))).await;
+        }
+        let checked = match self.check_here(asking, &stored).await {
             Ok(Some(checked)) => checked,
             Ok(None) => return asking.refused(Reason::NoPassword, Source::Local),
             Err(settled) => return settled,
         };
-        let person = Arc::new(Person::local(stored.id));
+        let person = Arc::new(Person::local(id));
         let versions = Versions { rules: asking.setup.generation, profile: 0 };
         let learned = Learned { name: &asking.name, person: &person, versions, now: clock::now() };
+        let mailbox = asking.setup.effective(stored);
+        // A check takes its time. An answer about a hash that was changed meanwhile is not remembered.
+        let is_current = || self.memory.edition() == edition;
+        if is_current() {
+            match checked {
+                Checked::Wrong => self.memory.refuse(&learned, &asking.password),
+                Checked::Right => {
+                    let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written: true };
+                    let net = gate::net(asking.client);
+                    self.memory.prove(&learned, &asking.password, seen, net);
+                }
+            }
+            if !is_current() {
+                self.memory.forget_mailbox(id);
+            }
+        }
         match checked {
-            Checked::Wrong => {
-                self.memory.refuse(&learned, &asking.password);
-                asking.refused(Reason::WrongPassword, Source::Local)
-            }
-            Checked::Right => {
-                let mailbox = asking.setup.effective(stored.clone());
-                let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written: true };
-                let net = gate::net(asking.client);
-                self.memory.prove(&learned, &asking.password, seen, net);
-                Settled::Proven { mailbox, source: Source::Local, changes: None }
-            }
+            Checked::Wrong => asking.refused(Reason::WrongPassword, Source::Local),
+            Checked::Right => Settled::Proven { mailbox, source: Source::Local, changes: None },
         }
     }
 
@@ -259,12 +275,17 @@ impl Authenticator {
     }
 
     /// Something changed since the mailbox of a local account was read: it is read again.
-    async fn reread(&self, asking: &Asking, record: &Record, source: Source) -> Settled {
+    async fn reread(self: &Arc<Self>, asking: &Asking, record: &Record, source: Source) -> Settled {
         let edition = self.memory.edition();
         let known = record.mailbox();
         let id = record.person().id.parse().unwrap_or_default();
         let (mailbox, written) = match (self.store.mailbox_numbered(id).await, known) {
-            (Ok(Some(mailbox)), _) => (mailbox, true),
+            (Ok(Some(mailbox)), _) if mailbox.provider == Provider::Local => (mailbox, true),
+            (Ok(Some(mailbox)), _) => {
+                // Another process gave it to a directory: what was proven here counts no more.
+                self.memory.forget_mailbox(id);
+                return Box::pin(self.ask(asking, None, Some(&mailbox))).await;
+            }
             (Ok(None), _) => {
                 self.memory.end_proofs(record);
                 return asking.refused(Reason::Unknown, Source::Rules);
@@ -287,9 +308,14 @@ impl Authenticator {
         stored: Option<&Mailbox>,
     ) -> Option<Settled> {
         let stored = stored.filter(|_| asking.setup.falls_back(profile.name()))?;
-        match self.check_here(asking, stored).await {
+        // Read again: see `ask_here`.
+        let stored = self.store.mailbox_numbered(stored.id).await.ok()??;
+        if !matches!(&stored.provider, Provider::Directory(name) if **name == **profile.name()) {
+            return None;
+        }
+        match self.check_here(asking, &stored).await {
             Ok(Some(Checked::Right)) => Some(Settled::Proven {
-                mailbox: asking.setup.effective(stored.clone()),
+                mailbox: asking.setup.effective(stored),
                 source: Source::Local,
                 changes: None,
             }),
@@ -392,7 +418,9 @@ impl Authenticator {
                 later(Reason::DirectoryMisconfigured, Some(&detail))
             }
             Answer::Trouble(trouble) => {
+                // One server in trouble is not yet an outage: another may answer the next question.
                 if trouble.why == Why::Directory
+                    && (profile.nothing_answers() || profile.grace_allowed(clock::now()))
                     && self.grace(asking, profile, proven).is_none()
                     && let Some(settled) = self.fall_back(asking, profile, stored).await
                 {
@@ -539,7 +567,7 @@ impl Authenticator {
 
     /// Grace or "later" (M-3).
     async fn grace_or_later(
-        &self,
+        self: &Arc<Self>,
         asking: &Asking,
         profile: &Profile,
         proven: Option<(&Arc<Record>, &Digest)>,

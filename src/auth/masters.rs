@@ -54,34 +54,34 @@ impl Masters {
     /// Whether anybody could enter this domain's mailboxes by this service from there: asked before the password is.
     pub(super) fn could_be(
         &self,
-        target: &Login,
+        domain: &Domain,
         service: Service,
         client: Option<IpAddr>,
     ) -> bool {
-        self.0.iter().any(|master| master.may(target, service, client))
+        self.0.iter().any(|master| master.may(domain, service, client))
     }
 
     /// Whether the mailbox of this address is such a master's.
     pub(super) fn is(
         &self,
         user: &Address,
-        target: &Login,
+        domain: &Domain,
         service: Service,
         client: Option<IpAddr>,
     ) -> bool {
-        let mut allowed = self.0.iter().filter(|master| master.may(target, service, client));
+        let mut allowed = self.0.iter().filter(|master| master.may(domain, service, client));
         allowed.any(|master| master.user == *user)
     }
 }
 
 impl Master {
-    fn may(&self, target: &Login, service: Service, client: Option<IpAddr>) -> bool {
+    fn may(&self, domain: &Domain, service: Service, client: Option<IpAddr>) -> bool {
         let protocol = service.protocol();
         let by_net = || {
             let is_in = |client: IpAddr| self.nets.iter().any(|net| net.contains(&client));
             self.nets.is_empty() || client.is_some_and(is_in)
         };
-        self.domains.contains(target.address.domain())
+        self.domains.contains(domain)
             && protocol.is_some_and(|protocol| self.protocols.iter().any(|it| it == protocol))
             && by_net()
     }

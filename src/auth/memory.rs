@@ -498,6 +498,21 @@ impl Memory {
         usize::from(self.accounts().records.remove(&record.account).is_some())
     }
 
+    /// Forgets whoever has this mailbox, in whatever directory they were found.
+    pub fn forget_mailbox(&self, id: i64) {
+        // First the edition: what a login under way still learns is planned again, and so found out.
+        self.edition.fetch_add(1, Ordering::AcqRel);
+        let all: Vec<_> = self.accounts().records.values().filter_map(Weak::upgrade).collect();
+        let local = Person::local(id);
+        let local = account_key(&local.profile, &local.id);
+        let is_theirs = |record: &&Arc<Record>| {
+            *record.account == *local || record.mailbox().is_some_and(|mailbox| mailbox.id == id)
+        };
+        for record in all.iter().filter(is_theirs) {
+            self.forget_account(record);
+        }
+    }
+
     /// Forgets everything; how many entries that were, roughly.
     pub fn forget_all(&self) -> usize {
         self.names.run_pending_tasks();
@@ -992,6 +1007,19 @@ mod tests {
         fixture.memory.forget("name3@x.example");
 
         assert!(fixture.memory.record("name0@x.example").is_none());
+    }
+
+    #[test]
+    fn whoever_has_a_mailbox_is_forgotten_with_it_and_nobody_else() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+
+        fixture.memory.forget_mailbox(mailbox().id + 1);
+        assert_eq!(fixture.recall("good", 1), "proven");
+        fixture.memory.forget_mailbox(mailbox().id);
+
+        assert_eq!(fixture.recall("good", 1), "nothing");
+        assert!(fixture.memory.account(&account_key("corp", "1")).is_none());
     }
 
     #[test]

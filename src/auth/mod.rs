@@ -26,7 +26,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::config::directory::Fallback;
 use crate::directory::Directories;
-use crate::identity::{Login, LoginRules};
+use crate::identity::{Address, Login, LoginRules};
 use crate::metrics::{LoginOutcome, Metrics};
 use crate::person::Person;
 use crate::provision::Rules;
@@ -44,7 +44,7 @@ use flights::{Flights, Settled};
 use gate::Gates;
 use journal::Journal;
 use masters::{Masters, Who};
-use memory::{Memory, Recall, Record, Terms, Versions, account_key};
+use memory::{Memory, Recall, Record, Terms, Versions};
 use password::Checks;
 
 /// Answers attempts. One per daemon, shared by all doors.
@@ -246,7 +246,23 @@ impl Authenticator {
         login: Login,
         service: Service,
     ) -> Verdict {
-        let mut settled = self.settle(setup, attempt, &login, service).await;
+        match self.settle_for(setup, attempt, &login, service).await {
+            Settled::Proven { mailbox, source, changes } => {
+                admit(mailbox, service, source, changes)
+            }
+            Settled::Refused { refused, .. } => Verdict::Reject(refused),
+            Settled::Later(later) => Verdict::Unavailable(later),
+        }
+    }
+
+    async fn settle_for(
+        self: &Arc<Self>,
+        setup: &Arc<Setup>,
+        attempt: &Attempt,
+        login: &Login,
+        service: Service,
+    ) -> Settled {
+        let mut settled = self.settle(setup, attempt, login, service).await;
         // The one who asked for all may have come by a protocol that makes no mailbox; ours may make one. Ends with the
         // attempt's deadline, if not before.
         while matches!(
@@ -254,15 +270,9 @@ impl Authenticator {
             Settled::Refused { refused: Refused { reason: Reason::CreationOff, .. }, asked_for }
                 if *asked_for != service.protocol()
         ) {
-            settled = self.settle(setup, attempt, &login, service).await;
+            settled = self.settle(setup, attempt, login, service).await;
         }
-        match settled {
-            Settled::Proven { mailbox, source, changes } => {
-                admit(mailbox, service, source, changes)
-            }
-            Settled::Refused { refused, .. } => Verdict::Reject(refused),
-            Settled::Later(later) => Verdict::Unavailable(later),
-        }
+        settled
     }
 
     /// Lets a master into another's mailbox (login.md D-5): the master's own password is proven as at any login; the
@@ -274,10 +284,11 @@ impl Authenticator {
         (master, target): (&Login, &Login),
         service: Service,
     ) -> Verdict {
-        if !setup.masters.could_be(target, service, attempt.client) {
+        if !setup.masters.could_be(target.address.domain(), service, attempt.client) {
             return Verdict::Reject(Refused::new(Reason::Authz, Source::Rules));
         }
-        let (own, source) = match self.settle(setup, attempt, master, Service::Lookup).await {
+        // Their own mailbox is made where this protocol makes one; which protocols it allows does not matter here.
+        let (own, source) = match self.settle_for(setup, attempt, master, service).await {
             Settled::Proven { mailbox, source, .. } => (mailbox, source),
             Settled::Refused { refused, .. } => return Verdict::Reject(refused),
             Settled::Later(later) => return Verdict::Unavailable(later),
@@ -287,10 +298,15 @@ impl Authenticator {
         if let Some(reason) = access::objection(&own, Service::Lookup) {
             return refused(reason);
         }
-        if !setup.masters.is(&own.address, target, service, attempt.client) {
+        let may_enter = |address: &Address| {
+            setup.masters.is(&own.address, address.domain(), service, attempt.client)
+        };
+        if !may_enter(&target.address) {
             return refused(Reason::Authz);
         }
         match self.store.owner(&target.address).await {
+            // An alias may lead to a mailbox of another domain.
+            Ok(Some(mailbox)) if !may_enter(&mailbox.address) => refused(Reason::Authz),
             Ok(Some(mailbox)) => admit(setup.effective(mailbox), service, source, None),
             Ok(None) => refused(Reason::Unknown),
             Err(error) => Verdict::Unavailable(Later {
@@ -341,14 +357,12 @@ impl Authenticator {
     /// forgotten.
     pub fn credentials_changed(&self, mailbox: &Mailbox) {
         self.mailbox_changed(mailbox);
-        let local = Person::local(mailbox.id);
-        let linked = mailbox.link.as_ref().map(|link| account_key(&link.profile, &link.id));
-        for account in [Some(account_key(&local.profile, &local.id)), linked].into_iter().flatten()
-        {
-            if let Some(record) = self.memory.account(&account) {
-                self.memory.forget_account(&record);
-            }
-        }
+        self.memory.forget_mailbox(mailbox.id);
+    }
+
+    /// An administrator made a mailbox: whoever was nobody by one of its names is not any more.
+    pub fn mailbox_made(&self) {
+        self.memory.forget_nobodies();
     }
 
     /// The running setup.

@@ -166,7 +166,9 @@ async fn create(context: &Context, address: &str, template: &str) -> Result<Exit
             store.mirror_domains(&loaded.config.domain).await.map_err(unreachable_store)?;
             let address = parse(&loaded, address)?;
             let rules = Rules::new(&loaded.config);
-            let made = crate::server::create_mailbox(&store, &rules, &address, template).await;
+            let names = loaded.config.names();
+            let made =
+                crate::server::create_mailbox(&store, &rules, &names, &address, template).await;
             serde_json::to_value(Shown::new(&made.map_err(stopped)?)).unwrap_or_default()
         }
     };
@@ -183,7 +185,8 @@ async fn change(context: &Context, address: &str, change: MailboxChange) -> Resu
         None => {
             let store = context.store(&loaded).await?;
             let address = parse(&loaded, address)?;
-            let is_directory = |name: &str| loaded.config.directory.contains_key(name);
+            let directories = &loaded.config.directory;
+            let is_directory = |name: &str| directories.get(name).is_some_and(|it| it.enabled);
             let changed =
                 crate::server::change_mailbox(&store, &address, &change, &is_directory).await;
             serde_json::to_value(Shown::new(&changed.map_err(stopped)?)).unwrap_or_default()

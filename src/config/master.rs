@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Names, check_protocols, settle_domain};
 use super::problem::Report;
+use crate::identity::{Address, Case};
 
 /// A master: logs in as others with their own password (login.md D-5).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
@@ -25,7 +26,7 @@ pub struct Master {
 impl Master {
     pub(super) fn settle(&mut self, names: &Names, report: &mut Report) {
         report.require(
-            self.user.contains('@'),
+            Address::parse(&self.user, Case::Keep).is_ok(),
             "user",
             "not an address",
             "the address of a mailbox, such as support@corp.example",

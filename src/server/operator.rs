@@ -7,7 +7,7 @@ use super::http::Health;
 use super::shown::Shown;
 use super::{Daemon, StartError};
 use crate::auth::password;
-use crate::identity::Address;
+use crate::identity::{Address, Login, LoginRules};
 use crate::provision::{self, Applied, ApplyError, Refusal, Rules};
 use crate::secret::Secret;
 use crate::store::{Field, Mailbox, Provider, Standing, Store, StoreError};
@@ -79,10 +79,11 @@ impl Daemon {
             Ok(address) => address,
             Err(reply) => return reply,
         };
-        match create_mailbox(self.core.store(), &setup.rules, &address, template).await {
+        let made =
+            create_mailbox(self.core.store(), &setup.rules, &setup.names, &address, template);
+        match made.await {
             Ok(mailbox) => {
-                // The name may be remembered as nobody's.
-                self.core.forget(mailbox.address.as_str()).await;
+                self.core.mailbox_made();
                 tracing::info!(mailbox.address = %mailbox.address, "mailbox made by an administrator");
                 done(&Shown::new(&mailbox))
             }
@@ -110,7 +111,13 @@ impl Daemon {
                 tracing::info!(mailbox.address = %mailbox.address, ?change, "mailbox changed by an administrator");
                 done(&Shown::new(&mailbox))
             }
-            Err(error) => error.into(),
+            Err(error) => {
+                if matches!(error, MailboxError::Store(_)) {
+                    // It may have been written for all we know.
+                    self.core.forget(address.as_str()).await;
+                }
+                error.into()
+            }
         }
     }
 
@@ -152,9 +159,19 @@ impl From<MailboxError> for Reply {
 pub async fn create_mailbox(
     store: &Store,
     rules: &Rules,
+    names: &LoginRules,
     address: &Address,
     template: &str,
 ) -> Result<Mailbox, MailboxError> {
+    // Detail is cut off and alias domains stand for others at every login: nobody could ever log in to it.
+    match Login::parse(address.as_str().as_bytes(), names) {
+        Ok(login) if login.address == *address => {}
+        Ok(login) => {
+            let error = format!("whoever logs in as {address} is {}", login.address);
+            return Err(MailboxError::Invalid(error));
+        }
+        Err(error) => return Err(MailboxError::Invalid(format!("{address}: {error}"))),
+    }
     let invalid = |refusal: &Refusal| match refusal {
         Refusal::NoTemplate => format!("there is no template {template:?}"),
         other => other.to_string(),

@@ -32,6 +32,7 @@ fn proven(reason: Reason) -> Words {
         Reason::PasswordExpired | Reason::MustChange => {
             Words { code: Some(FailCode::PassExpired), text: None }
         }
+        Reason::Authz => unproven(reason),
         Reason::ProtocolNotAllowed => disabled("This account may not use this protocol"),
         Reason::MailboxDisabled
         | Reason::Inactive

@@ -132,6 +132,39 @@ fn a_mailbox_goes_to_local_and_back_and_its_hash_stays_byte_for_byte() {
 }
 
 #[test]
+fn a_mailbox_given_to_another_directory_is_asked_about_there_at_once() {
+    let slapd = Slapd::start();
+    let mut configuration = Configuration::new(&slapd);
+    for table in ["", ".search.people", ".identity", ".template"] {
+        let body = configuration.table(&format!("directory.planet{table}")).to_owned();
+        configuration.set(&format!("directory.zapp{table}"), &body);
+    }
+    configuration.add("directory.zapp.template", "default = \"office\"");
+    let gatepost = configuration.start();
+    let (name, password) = (mail_of("fry"), password_of("fry"));
+    assert_eq!(gatepost.source(&name, &password), "directory");
+    assert_eq!(gatepost.source(&name, &password), "memory");
+    assert_eq!(gatepost.mailbox(&name).unwrap()["template"], "crew");
+
+    gatepost.command(&["mailbox", "set-provider", &name, "ldap:zapp"], "");
+
+    assert_eq!(gatepost.source(&name, &password), "directory");
+    assert_eq!(gatepost.mailbox(&name).unwrap()["template"], "office");
+}
+
+#[test]
+fn a_mailbox_that_nobody_could_log_in_to_is_not_made() {
+    let slapd = Slapd::start();
+    let gatepost = Configuration::new(&slapd).start();
+
+    let cut =
+        gatepost.run(&["mailbox", "create", "list+x@planetexpress.com", "--template", "crew"], "");
+
+    assert_eq!(cut.status.code(), Some(2), "{}", printed(&cut));
+    assert!(printed(&cut).contains("is list@planetexpress.com"), "{}", printed(&cut));
+}
+
+#[test]
 fn a_local_mailbox_given_to_a_directory_becomes_its_persons_at_the_next_login() {
     let slapd = Slapd::start();
     let gatepost = Configuration::new(&slapd).start();
@@ -183,6 +216,10 @@ fn the_own_password_counts_while_the_directory_is_away_where_fallback_says_so() 
         gatepost.command(&["memory", "forget", "--all"], "");
 
         slapd.stop();
+        // One failed question is not yet an outage.
+        wait_until("the directory counts as away", Duration::from_secs(20), || {
+            gatepost.login(&name, HERE).status == status
+        });
         let away = gatepost.login(&name, HERE);
         let wrong = gatepost.login(&name, "wrong");
         let nobody = gatepost.login(&mail_of("zoidberg"), HERE);
@@ -201,6 +238,10 @@ fn the_own_password_counts_while_the_directory_is_away_where_fallback_says_so() 
 /// Hermes may read the mail of everybody, from 192.0.2.0/24, by IMAP.
 fn with_master(slapd: &Slapd) -> Gatepost {
     let mut configuration = Configuration::new(slapd);
+    configuration.set("domain.\"mom.example\"", "");
+    let office = configuration.table("template.office").to_owned();
+    configuration.set("template.outside", &office);
+    configuration.add("template.outside", "aliases = [\"{local}@planetexpress.com\"]");
     configuration.set(
         "master.audit",
         "user = \"hermes@planetexpress.com\"\ndomains = [\"planetexpress.com\"]\nservices = [\"imap\"]\n\
@@ -254,6 +295,10 @@ fn a_master_logs_in_as_somebody_else_by_an_authorization_id_or_a_name_that_says_
         let answer = as_other(&gatepost, authzid, authcid, password, fields);
         assert!(answer.starts_with("FAIL\t1"), "{authzid} {authcid} {fields}: {answer}");
     }
+    let mom = "mom@mom.example";
+    gatepost.command(&["mailbox", "create", mom, "--template", "outside"], "");
+    let by_alias = as_other(&gatepost, &mail_of("mom"), &hermes, &password, fields);
+    assert_eq!(by_alias, format!("FAIL\t1\tuser={hermes}\tcode=authz_fail"));
     gatepost.command(&["mailbox", "disable", &fry], "");
     let answer = as_other(&gatepost, &fry, &hermes, &password, fields);
     assert!(answer.starts_with("FAIL\t1"), "{answer}");
