@@ -47,8 +47,8 @@ pub struct Listen {
     /// Refusals leave no earlier than this after the attempt arrived. Default: 2s for dovecot, dovecot-auth and
     /// dovecot-master, 0s for the others, where the caller would hold a worker meanwhile.
     pub failure_delay: Option<Span>,
-    /// Nets that may connect; required for a TCP door off loopback, where http also needs a token, a client certificate
-    /// (`tls.client_ca_file`) or `anonymous`.
+    /// Nets that may connect; required for a TCP door off loopback and behind `proxy_protocol`, where http also needs a
+    /// token, a client certificate (`tls.client_ca_file`) or `anonymous`.
     #[serde(deserialize_with = "nets")]
     pub allow: Vec<IpNet>,
     /// What an http door serves: login (POST /v1/login) | lookup (GET /v1/lookup) | mailcow (POST /) | nauthilus
@@ -264,7 +264,8 @@ impl Listen {
             }
             _ => {}
         }
-        if address.ip().to_canonical().is_loopback() {
+        // Behind a proxy the clients come from elsewhere, wherever the door itself is.
+        if address.ip().to_canonical().is_loopback() && !self.proxy_protocol {
             return;
         }
         report.require(

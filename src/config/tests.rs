@@ -477,6 +477,13 @@ fn a_tcp_door_off_loopback_says_who_may_come() {
         &["listen.x.token"],
     );
     check_door(&format!("{http}address=\"192.0.2.1:1\"\nallow=[\"192.0.2.9\"]\ntoken=\"t\""), &[]);
+    // A proxy in front brings clients from anywhere.
+    let proxied = "address=\"127.0.0.1:1\"\nproxy_protocol=true\n";
+    check_door(&format!("{auth}{proxied}"), &["listen.x.allow: this door is open to the net"]);
+    check_door(&format!("{auth}{proxied}allow=[\"192.0.2.0/24\"]"), &[]);
+    check_door(&format!("{http}{proxied}"), &["listen.x.allow", "listen.x.token"]);
+    check_door(&format!("{http}{proxied}allow=[\"192.0.2.0/24\"]"), &["listen.x.token"]);
+    check_door(&format!("{http}{proxied}allow=[\"192.0.2.0/24\"]\nanonymous=true"), &[]);
     check_door(
         &format!("{auth}address=\"127.0.0.1:1\"\nallow=[\"x\"]"),
         &["listen.x.allow: cannot be understood; expected nets"],
