@@ -199,6 +199,9 @@ impl Listen {
             "an http door serves something",
             "login, lookup, mailcow, nauthilus, nginx, forward-auth, health, metrics",
         );
+        if self.serve.contains(&Serve::Mailcow) && !self.token.is_empty() {
+            report.notice("serve", "mailcow's own script sends no token: it cannot ask this door");
+        }
         let tls = &self.tls;
         if tls.cert_file.is_some() != tls.key_file.is_some() {
             report.problem("tls", "a certificate needs its key", "both cert_file and key_file");

@@ -491,6 +491,16 @@ fn a_tcp_door_off_loopback_says_who_may_come() {
 }
 
 #[test]
+fn mailcow_with_a_token_is_noticed() {
+    let door = "[listen.x]\nprotocol=\"http\"\npath=\"/x\"\nserve=[\"mailcow\"]";
+    assert_eq!(notices(&format!("{BASE}\n{door}")), [""; 0]);
+    assert_eq!(
+        notices(&format!("{BASE}\n{door}\ntoken=\"t\"")),
+        ["listen.x.serve: mailcow's own script sends no token: it cannot ask this door"]
+    );
+}
+
+#[test]
 fn a_door_s_limits_let_somebody_in() {
     let path = "path=\"/x\"\n";
     check_door(&format!("{path}max_connections=0"), &["listen.x.max_connections"]);

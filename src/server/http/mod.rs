@@ -275,7 +275,7 @@ impl HttpDoor {
             return Ok(not_allowed(methods));
         }
         if !self.may_call(route, &call.head.headers) {
-            return Ok(self.unauthorized(route, &call));
+            return self.unauthorized(route, &call);
         }
         let answer = match route {
             Route::Alive => Ok(health::alive()),
@@ -315,18 +315,22 @@ impl HttpDoor {
         [bearer, basic].into_iter().flatten().any(|given| self.token.matches(given))
     }
 
-    fn unauthorized(&self, route: Route, call: &Call) -> Answer {
+    fn unauthorized(&self, route: Route, call: &Call) -> Result<Answer, HangUp> {
         let peer = call.peer.address;
         tracing::info!(door = &*self.name, peer.address = ?peer, "a caller without the door's token");
+        if route == Route::Mailcow {
+            // mailcow's script takes any answer for a wrong password.
+            return Err(HangUp);
+        }
         let error = "the caller's token is missing or wrong";
         if route == Route::ForwardAuth {
             // A 401 would be passed on to the end user, who would be asked for a password again and again.
-            return Problem(StatusCode::FORBIDDEN, error.into()).spoken();
+            return Ok(Problem(StatusCode::FORBIDDEN, error.into()).spoken());
         }
         let mut answer = Problem(StatusCode::UNAUTHORIZED, error.into()).spoken();
         let schemes = HeaderValue::from_static("Bearer, Basic realm=\"gatepost\"");
         answer.headers_mut().insert(header::WWW_AUTHENTICATE, schemes);
-        answer
+        Ok(answer)
     }
 
     /// Whether this address is one of the trusted ones.
