@@ -38,6 +38,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -78,6 +79,8 @@ pub struct HttpDoor {
     upstream: Upstream,
     /// Sessions that Nauthilus' shape has given a number.
     sessions: AtomicU64,
+    /// Whoever holds it makes, or still sends, a list of all mailboxes.
+    list: Arc<Mutex<()>>,
     parts: Parts,
 }
 
@@ -122,6 +125,7 @@ impl HttpDoor {
             temp_failure: listen.temp_failure,
             upstream: listen.upstream.clone(),
             sessions: AtomicU64::new(0),
+            list: Arc::default(),
             parts,
         }
     }
