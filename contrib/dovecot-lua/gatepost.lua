@@ -32,13 +32,13 @@ function script_init(given)
     client = dovecot.http.client {
       request_timeout = settings.timeout .. "s",
       request_max_attempts = 1,
-      max_idle_time = "60s",
+      max_idle_time = "20s",
     }
   else
     client = dovecot.http.client {
       request_timeout_msecs = settings.timeout * 1000,
       max_attempts = 1,
-      max_idle_time_msecs = 60000,
+      max_idle_time_msecs = 20000,
     }
   end
   return 0

@@ -58,7 +58,8 @@ use crate::secret::{Password, Secret};
 /// The longest body that is read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// The time for a request's head (a connection that waits for its next request included), and for its body.
+/// The time for a request's head (a connection that waits for its next request included: contrib/dovecot-lua drops its
+/// own earlier), and for its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Seconds that a caller should let its client wait after a refusal, where the door itself does not.
