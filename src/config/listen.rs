@@ -125,8 +125,10 @@ pub struct Upstream {
     pub imap: Option<SocketAddr>,
     /// POP3.
     pub pop3: Option<SocketAddr>,
-    /// SMTP.
+    /// SMTP with AUTH (submission).
     pub smtp: Option<SocketAddr>,
+    /// SMTP without AUTH (nginx' `smtp_auth none`): mail for our mailboxes.
+    pub mx: Option<SocketAddr>,
 }
 
 impl Listen {
@@ -209,12 +211,11 @@ impl Listen {
             report.problem("tls.client_ca_file", "without TLS nobody shows one", "cert_file too");
         }
         let upstream = &self.upstream;
-        let none = [upstream.imap, upstream.pop3, upstream.smtp].iter().all(Option::is_none);
-        if self.serve.contains(&Serve::Nginx) && none {
+        if self.serve.contains(&Serve::Nginx) && *upstream == Upstream::default() {
             report.problem(
                 "upstream",
                 "nginx must hear where to pass a session on to",
-                "upstream.imap, upstream.pop3 or upstream.smtp",
+                "at least one of upstream.imap, upstream.pop3, upstream.smtp and upstream.mx",
             );
         }
     }

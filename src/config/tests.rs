@@ -491,6 +491,15 @@ fn a_tcp_door_off_loopback_says_who_may_come() {
 }
 
 #[test]
+fn a_door_for_nginx_says_where_a_session_goes() {
+    let door = "protocol=\"http\"\npath=\"/x\"\nserve=[\"nginx\"]\n";
+    check_door(door, &["listen.x.upstream: nginx must hear where"]);
+    for protocol in ["imap", "pop3", "smtp", "mx"] {
+        check_door(&format!("{door}upstream={{{protocol}=\"127.0.0.1:1\"}}"), &[]);
+    }
+}
+
+#[test]
 fn mailcow_with_a_token_is_noticed() {
     let door = "[listen.x]\nprotocol=\"http\"\npath=\"/x\"\nserve=[\"mailcow\"]";
     assert_eq!(notices(&format!("{BASE}\n{door}")), [""; 0]);
