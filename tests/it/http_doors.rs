@@ -610,9 +610,15 @@ fn the_configuration_for_mailcow_is_one() {
     let directory = scratch(Path::new("/tmp"));
     let secret = directory.path().join("password");
     fs::write(&secret, "x").unwrap();
+    make_certificates(directory.path());
+    let file = |name: &str| directory.path().join(name).display().to_string();
     let text = include_str!("../../contrib/mailcow/gatepost.toml")
+        .replace("/etc/gatepost/corp-ca.pem", &file("ca.pem"))
+        .replace("/etc/gatepost/mailcow.pem", &file("server.pem"))
+        .replace("/etc/gatepost/mailcow.key", &file("server.key"))
         .replace("/etc/gatepost/corp.password", secret.to_str().unwrap())
         .replace("/etc/gatepost/mailcow.token", secret.to_str().unwrap());
+    assert!(!text.contains("\"/etc/"), "not replaced: {text}");
     let file = directory.path().join("gatepost.toml");
     fs::write(&file, text).unwrap();
     let mut command = program(env!("CARGO_BIN_EXE_gatepost"), "gatepost");
