@@ -509,7 +509,7 @@ fn mailcows_dovecot_lets_people_in_by_the_lines_for_its_extra_conf() {
     let place = Place::new(Home::Host);
     let mut configuration = Configuration::new(&slapd).for_other_ways(&place);
     let port = pasted_door(&mut configuration, "dovecot", "");
-    let gatepost = configuration.start();
+    let mut gatepost = configuration.start();
     let dovecot = Dovecot::start(place, Judge::Mailcow(port));
     let login = |uid: &str, password: &str| imap_login(dovecot.imap, &mail_of(uid), password);
 
@@ -521,6 +521,14 @@ fn mailcows_dovecot_lets_people_in_by_the_lines_for_its_extra_conf() {
     let reply = login("zoidberg", &password_of("zoidberg"));
     assert!(reply.starts_with("a NO [UNAVAILABLE]"), "{reply}");
     assert!(login("fry", &password_of("fry")).starts_with("a OK"));
+
+    // Dovecot's cache repeats what was accepted, as mailcow has it, until it is flushed.
+    gatepost.stop();
+    assert!(login("fry", &password_of("fry")).starts_with("a OK"), "{}", dovecot.log());
+    assert!(login("fry", "other").starts_with("a NO [UNAVAILABLE]"), "{}", dovecot.log());
+    assert!(dovecot.doveadm(&["auth", "cache", "flush"]).status.success());
+    let reply = login("fry", &password_of("fry"));
+    assert!(reply.starts_with("a NO [UNAVAILABLE]"), "{reply}: {}", dovecot.log());
 }
 
 /// As mailcow's script asks: a connection of its own, TLS with any certificate, the fields content-type and
