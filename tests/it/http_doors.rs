@@ -740,6 +740,9 @@ fn look_ups_say_who_lives_where_and_never_deny_anybody_in_an_outage() {
     for path in ["mailbox/leela@planetexpress.com", "userdb/leela@planetexpress.com", "users"] {
         assert_eq!(get(path).0, 503, "{path}");
     }
+    // Not in the driver's words: anybody may ask.
+    let ready = http(gatepost.configuration.web, "GET", "/readyz", b"");
+    assert_eq!(ready, (200, "degraded: store: does not answer\n".into()));
     gatepost.store_is_there(true);
 }
 

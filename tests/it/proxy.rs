@@ -22,7 +22,8 @@ fn start(slapd: &Slapd) -> Gatepost {
             let address = format!("address = \"127.0.0.1:{}\"", crate::support::free_port());
             configuration.set(door, &format!("protocol = \"http\"\nanonymous = true\n{address}"));
         }
-        configuration.add(door, "proxy_protocol = true\nallow = [\"127.0.0.0/8\"]");
+        configuration
+            .add(door, "proxy_protocol = true\nallow = [\"127.0.0.0/8\", \"192.0.2.0/24\"]");
         configuration.add(door, &format!("trusted = [\"127.0.0.1\", \"{MAIL_SERVER}\"]"));
     }
     configuration.start()

@@ -254,8 +254,8 @@ mod tests {
         let docs = include_str!("../../../docs/protocols/nginx.md");
         let pasted = include_str!("../../../contrib/nginx/mail.conf");
         let upstream = |text: &'static str| {
-            let from = text.find("upstream = {").unwrap();
-            text[from..].lines().next().unwrap()
+            let (_, rest) = text.split_once("upstream = {").unwrap();
+            rest.lines().next().unwrap()
         };
         assert_eq!(upstream(docs), upstream(pasted));
         let ports = pasted.lines().filter_map(|line| line.trim().strip_prefix("listen "));
