@@ -47,8 +47,8 @@ pub struct Listen {
     /// Refusals leave no earlier than this after the attempt arrived. Default: 2s for dovecot, dovecot-auth and
     /// dovecot-master, 0s for the others, where the caller would hold a worker meanwhile.
     pub failure_delay: Option<Span>,
-    /// Nets that may connect; required for a TCP door off loopback, where http also needs a token, a client certificate
-    /// (`tls.client_ca_file`) or `anonymous`.
+    /// Nets that may connect; required for a TCP door off loopback and behind `proxy_protocol`, where http also needs a
+    /// token, a client certificate (`tls.client_ca_file`) or `anonymous`.
     #[serde(deserialize_with = "nets")]
     pub allow: Vec<IpNet>,
     /// What an http door serves: login (POST /v1/login) | lookup (GET /v1/lookup) | mailcow (POST /) | nauthilus
@@ -125,8 +125,10 @@ pub struct Upstream {
     pub imap: Option<SocketAddr>,
     /// POP3.
     pub pop3: Option<SocketAddr>,
-    /// SMTP.
+    /// SMTP with AUTH (submission).
     pub smtp: Option<SocketAddr>,
+    /// SMTP without AUTH (nginx' `smtp_auth none`): mail for our mailboxes.
+    pub mx: Option<SocketAddr>,
 }
 
 impl Listen {
@@ -199,6 +201,9 @@ impl Listen {
             "an http door serves something",
             "login, lookup, mailcow, nauthilus, nginx, forward-auth, health, metrics",
         );
+        if self.serve.contains(&Serve::Mailcow) && !self.token.is_empty() {
+            report.notice("serve", "mailcow's own script sends no token: it cannot ask this door");
+        }
         let tls = &self.tls;
         if tls.cert_file.is_some() != tls.key_file.is_some() {
             report.problem("tls", "a certificate needs its key", "both cert_file and key_file");
@@ -206,12 +211,11 @@ impl Listen {
             report.problem("tls.client_ca_file", "without TLS nobody shows one", "cert_file too");
         }
         let upstream = &self.upstream;
-        let none = [upstream.imap, upstream.pop3, upstream.smtp].iter().all(Option::is_none);
-        if self.serve.contains(&Serve::Nginx) && none {
+        if self.serve.contains(&Serve::Nginx) && *upstream == Upstream::default() {
             report.problem(
                 "upstream",
                 "nginx must hear where to pass a session on to",
-                "upstream.imap, upstream.pop3 or upstream.smtp",
+                "at least one of upstream.imap, upstream.pop3, upstream.smtp and upstream.mx",
             );
         }
     }
@@ -264,7 +268,8 @@ impl Listen {
             }
             _ => {}
         }
-        if address.ip().to_canonical().is_loopback() {
+        // Behind a proxy the clients come from elsewhere, wherever the door itself is.
+        if address.ip().to_canonical().is_loopback() && !self.proxy_protocol {
             return;
         }
         report.require(

@@ -477,9 +477,35 @@ fn a_tcp_door_off_loopback_says_who_may_come() {
         &["listen.x.token"],
     );
     check_door(&format!("{http}address=\"192.0.2.1:1\"\nallow=[\"192.0.2.9\"]\ntoken=\"t\""), &[]);
+    // A proxy in front brings clients from anywhere.
+    let proxied = "address=\"127.0.0.1:1\"\nproxy_protocol=true\n";
+    check_door(&format!("{auth}{proxied}"), &["listen.x.allow: this door is open to the net"]);
+    check_door(&format!("{auth}{proxied}allow=[\"192.0.2.0/24\"]"), &[]);
+    check_door(&format!("{http}{proxied}"), &["listen.x.allow", "listen.x.token"]);
+    check_door(&format!("{http}{proxied}allow=[\"192.0.2.0/24\"]"), &["listen.x.token"]);
+    check_door(&format!("{http}{proxied}allow=[\"192.0.2.0/24\"]\nanonymous=true"), &[]);
     check_door(
         &format!("{auth}address=\"127.0.0.1:1\"\nallow=[\"x\"]"),
         &["listen.x.allow: cannot be understood; expected nets"],
+    );
+}
+
+#[test]
+fn a_door_for_nginx_says_where_a_session_goes() {
+    let door = "protocol=\"http\"\npath=\"/x\"\nserve=[\"nginx\"]\n";
+    check_door(door, &["listen.x.upstream: nginx must hear where"]);
+    for protocol in ["imap", "pop3", "smtp", "mx"] {
+        check_door(&format!("{door}upstream={{{protocol}=\"127.0.0.1:1\"}}"), &[]);
+    }
+}
+
+#[test]
+fn mailcow_with_a_token_is_noticed() {
+    let door = "[listen.x]\nprotocol=\"http\"\npath=\"/x\"\nserve=[\"mailcow\"]";
+    assert_eq!(notices(&format!("{BASE}\n{door}")), [""; 0]);
+    assert_eq!(
+        notices(&format!("{BASE}\n{door}\ntoken=\"t\"")),
+        ["listen.x.serve: mailcow's own script sends no token: it cannot ask this door"]
     );
 }
 

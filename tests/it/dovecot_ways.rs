@@ -1,7 +1,8 @@
 //! The ways into Dovecot beside the shim, each as its files in contrib show it: what mail programs and Dovecot's own tools
 //! hear of every verdict, and what passes through them unharmed.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -111,8 +112,13 @@ impl World {
         assert!(right.starts_with("a OK"), "{right}: {}", self.dovecot.log());
         let cut = login(ODD_PASSWORD.get(..4).unwrap());
         assert!(cut.starts_with("a NO [AUTHENTICATIONFAILED]"), "{cut}");
-        let empty = login(b"");
-        assert!(empty.starts_with("a NO [AUTHENTICATIONFAILED]"), "{empty}");
+        for empty in [login(b""), imap_login(port, &name, "")] {
+            assert!(empty.starts_with("a NO [AUTHENTICATIONFAILED]"), "{empty}");
+        }
+        let empty = auth_test(&self.dovecot, self.judge, &name, "");
+        let empty = first_line(&self.dovecot, &empty);
+        assert!(empty.starts_with("exit 77"), "{empty}: {}", self.dovecot.log());
+        assert!(!self.dovecot.log().contains("status 400"), "{}", self.dovecot.log());
     }
 }
 
@@ -180,6 +186,31 @@ fn by_lua_a_door_without_look_ups_is_a_failure() {
     assert_eq!(dovecot.doveadm(&["user", "*"]).status.code(), Some(75));
     let reply = lmtp_deliver(dovecot.lmtp, &mail_of("fry"), "hello");
     assert!(reply.starts_with("451"), "{reply}");
+}
+
+/// What the script got wrong itself is nobody's wrong password.
+#[test]
+fn by_lua_a_request_that_gatepost_cannot_read_is_a_failure_that_is_logged() {
+    for home in [Home::Host, Home::Trixie] {
+        let door = TcpListener::bind("127.0.0.1:0").unwrap();
+        let judge = Judge::Lua(door.local_addr().unwrap().port());
+        std::thread::spawn(move || {
+            for stream in door.incoming() {
+                let mut stream = stream.unwrap();
+                // The request is small: it comes in one piece.
+                drop(stream.read(&mut [0; 4096]));
+                let answer =
+                    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                drop(stream.write_all(answer));
+            }
+        });
+        let dovecot = Dovecot::start(Place::new(home), judge);
+
+        let reply = imap_login(dovecot.imap, &mail_of("fry"), &password_of("fry"));
+
+        assert!(reply.starts_with("a NO [UNAVAILABLE]"), "{home:?}: {reply}");
+        assert!(dovecot.log().contains("gatepost: status 400"), "{}", dovecot.log());
+    }
 }
 
 /// While the daemon is not there at all, everybody hears "later", by every way.

@@ -14,7 +14,7 @@ use crate::support::clients::{
 use crate::support::dovecot::{Dovecot, Home, Judge, Place, TOKEN};
 use crate::support::gatepost::{Configuration, Gatepost};
 use crate::support::nginx::{MailPorts, Nginx};
-use crate::support::postfix::Postfix;
+use crate::support::postfix::{self, Postfix};
 use crate::support::slapd::{Slapd, mail_of, make_certificates, password_of};
 use crate::support::{free_port, printed, program, scratch, wait_until};
 
@@ -192,22 +192,98 @@ fn passwords_come_through_nginx_byte_by_byte() {
     assert!(login.starts_with("235"), "{login}");
 }
 
-#[test]
-fn without_auth_nginx_asks_for_each_recipient() {
-    let proxied = Proxied::start(Slapd::start());
-    let port = proxied.ports.smtp;
-    let gatepost = &proxied.gatepost;
+/// nginx before a Postfix that knows our mailboxes (contrib/postfix), as contrib/nginx/mail.conf says at port 25.
+struct Incoming {
+    // In the order in which they are to be stopped.
+    nginx: Nginx,
+    port: u16,
+    postfix: Postfix,
+    gatepost: Gatepost,
+    _slapd: Slapd,
+}
 
-    // Passed on: now it is the mail server behind that speaks, and it relays for nobody who did not log in.
+/// A client from the world, as far as this machine has one. nginx comes from 127.0.0.1.
+const WORLD: &str = "127.0.0.9";
+
+impl Incoming {
+    fn start(lines: &str) -> Self {
+        let slapd = Slapd::start();
+        let queue = postfix::Place::new(Home::Host);
+        let mut configuration = Configuration::new(&slapd);
+        let socket = queue.socket("maps");
+        configuration.set("listen.maps", &format!("protocol = \"socketmap\"\npath = {socket:?}"));
+        let door = free_port();
+        let postfix = Postfix::of_contrib_and(queue, lines);
+        configuration.set(
+            "listen.nginx",
+            &format!(
+                "protocol = \"http\"\naddress = \"127.0.0.1:{door}\"\nserve = [\"nginx\"]\n\
+                 upstream = {{ mx = \"127.0.0.1:{}\" }}",
+                postfix.port
+            ),
+        );
+        let gatepost = configuration.start();
+        for uid in ["fry", "leela"] {
+            assert_eq!(gatepost.login(&mail_of(uid), &password_of(uid)).status, 200);
+        }
+        let (nginx, ports) = Nginx::mail(door);
+        Self { nginx, port: ports.smtp, postfix, gatepost, _slapd: slapd }
+    }
+
+    /// Replies to two recipients of one message of a client from the world.
+    fn two_recipients(&self, one: &str, other: &str) -> Vec<String> {
+        let mut command = program("swaks", "swaks");
+        command.args(["--server", "127.0.0.1", "--port", &self.port.to_string()]);
+        command.args(["--local-interface", WORLD, "--from", "zapp@doop.example"]);
+        command.args(["--to", &format!("{one},{other}"), "--quit-after", "RCPT"]);
+        let said = printed(&command.output().unwrap());
+        let lines: Vec<_> = said.lines().collect();
+        let replies = lines.windows(2).filter(|pair| pair[0].contains("-> RCPT TO:"));
+        replies.map(|pair| pair[1].get(4..).unwrap_or_default().to_owned()).collect()
+    }
+}
+
+const XCLIENT: &str = "smtpd_authorized_xclient_hosts = 127.0.0.1\n";
+
+#[test]
+fn without_auth_nginx_asks_for_a_recipient() {
+    let incoming = Incoming::start(XCLIENT);
+    let port = incoming.port;
+
     let known = smtp_recipient(port, "Fry+list@planetexpress.com");
-    assert!(known.starts_with("554 5.7.1"), "{known}: {}", proxied.nginx.log());
+    let log = incoming.nginx.log() + &incoming.postfix.log();
+    assert!(known.starts_with("250"), "{known}: {log}");
     assert_eq!(smtp_recipient(port, "nobody@planetexpress.com"), "550 5.1.1 No such mailbox here");
     assert_eq!(smtp_recipient(port, "fry@elsewhere.example"), "550 5.1.1 No such mailbox here");
 
-    gatepost.store_is_there(false);
-    let later = smtp_recipient(port, "leela@planetexpress.com");
-    gatepost.store_is_there(true);
+    incoming.gatepost.store_is_there(false);
+    let later = smtp_recipient(port, "zoidberg@planetexpress.com");
+    incoming.gatepost.store_is_there(true);
     assert_eq!(later, "451 4.3.0 Temporary lookup failure");
+}
+
+/// nginx asks about the first recipient only.
+#[test]
+fn behind_nginx_every_further_recipient_is_checked_by_postfix_itself() {
+    // As Postfix has it by default: XCLIENT alone tells nginx' clients from nginx.
+    let incoming = Incoming::start(&format!("{XCLIENT}mynetworks = 127.0.0.1\n"));
+    let fry = mail_of("fry");
+
+    for (other, reply) in [
+        (mail_of("leela"), "250 "),
+        (
+            "joe@elsewhere.example".to_owned(),
+            "554 5.7.1 <joe@elsewhere.example>: Relay access denied",
+        ),
+        ("nobody@planetexpress.com".to_owned(), "550 5.1.1 <nobody@planetexpress.com>"),
+    ] {
+        let replies = incoming.two_recipients(&fry, &other);
+        let log = || incoming.nginx.log() + &incoming.postfix.log();
+        assert_eq!(replies.len(), 2, "{replies:?}: {}", log());
+        assert!(replies[0].starts_with("250 "), "{replies:?}: {}", log());
+        assert!(replies[1].starts_with(reply), "{replies:?}: {}", log());
+    }
+    assert!(incoming.postfix.log().contains(&format!("[{WORLD}]")), "{}", incoming.postfix.log());
 }
 
 /// `curl -i`; the head and the body.
@@ -433,7 +509,7 @@ fn mailcows_dovecot_lets_people_in_by_the_lines_for_its_extra_conf() {
     let place = Place::new(Home::Host);
     let mut configuration = Configuration::new(&slapd).for_other_ways(&place);
     let port = pasted_door(&mut configuration, "dovecot", "");
-    let gatepost = configuration.start();
+    let mut gatepost = configuration.start();
     let dovecot = Dovecot::start(place, Judge::Mailcow(port));
     let login = |uid: &str, password: &str| imap_login(dovecot.imap, &mail_of(uid), password);
 
@@ -445,6 +521,14 @@ fn mailcows_dovecot_lets_people_in_by_the_lines_for_its_extra_conf() {
     let reply = login("zoidberg", &password_of("zoidberg"));
     assert!(reply.starts_with("a NO [UNAVAILABLE]"), "{reply}");
     assert!(login("fry", &password_of("fry")).starts_with("a OK"));
+
+    // Dovecot's cache repeats what was accepted, as mailcow has it, until it is flushed.
+    gatepost.stop();
+    assert!(login("fry", &password_of("fry")).starts_with("a OK"), "{}", dovecot.log());
+    assert!(login("fry", "other").starts_with("a NO [UNAVAILABLE]"), "{}", dovecot.log());
+    assert!(dovecot.doveadm(&["auth", "cache", "flush"]).status.success());
+    let reply = login("fry", &password_of("fry"));
+    assert!(reply.starts_with("a NO [UNAVAILABLE]"), "{reply}: {}", dovecot.log());
 }
 
 /// As mailcow's script asks: a connection of its own, TLS with any certificate, the fields content-type and
@@ -534,9 +618,15 @@ fn the_configuration_for_mailcow_is_one() {
     let directory = scratch(Path::new("/tmp"));
     let secret = directory.path().join("password");
     fs::write(&secret, "x").unwrap();
+    make_certificates(directory.path());
+    let file = |name: &str| directory.path().join(name).display().to_string();
     let text = include_str!("../../contrib/mailcow/gatepost.toml")
+        .replace("/etc/gatepost/corp-ca.pem", &file("ca.pem"))
+        .replace("/etc/gatepost/mailcow.pem", &file("server.pem"))
+        .replace("/etc/gatepost/mailcow.key", &file("server.key"))
         .replace("/etc/gatepost/corp.password", secret.to_str().unwrap())
         .replace("/etc/gatepost/mailcow.token", secret.to_str().unwrap());
+    assert!(!text.contains("\"/etc/"), "not replaced: {text}");
     let file = directory.path().join("gatepost.toml");
     fs::write(&file, text).unwrap();
     let mut command = program(env!("CARGO_BIN_EXE_gatepost"), "gatepost");
@@ -650,6 +740,9 @@ fn look_ups_say_who_lives_where_and_never_deny_anybody_in_an_outage() {
     for path in ["mailbox/leela@planetexpress.com", "userdb/leela@planetexpress.com", "users"] {
         assert_eq!(get(path).0, 503, "{path}");
     }
+    // Not in the driver's words: anybody may ask.
+    let ready = http(gatepost.configuration.web, "GET", "/readyz", b"");
+    assert_eq!(ready, (200, "degraded: store: does not answer\n".into()));
     gatepost.store_is_there(true);
 }
 

@@ -20,9 +20,10 @@ fn start(slapd: &Slapd) -> Gatepost {
     for door in ["listen.auth-tcp", "listen.proxied"] {
         if door == "listen.proxied" {
             let address = format!("address = \"127.0.0.1:{}\"", crate::support::free_port());
-            configuration.set(door, &format!("protocol = \"http\"\n{address}"));
+            configuration.set(door, &format!("protocol = \"http\"\nanonymous = true\n{address}"));
         }
-        configuration.add(door, "proxy_protocol = true");
+        configuration
+            .add(door, "proxy_protocol = true\nallow = [\"127.0.0.0/8\", \"192.0.2.0/24\"]");
         configuration.add(door, &format!("trusted = [\"127.0.0.1\", \"{MAIL_SERVER}\"]"));
     }
     configuration.start()

@@ -38,6 +38,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -57,7 +58,8 @@ use crate::secret::{Password, Secret};
 /// The longest body that is read.
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// The time for a request's head (a connection that waits for its next request included), and for its body.
+/// The time for a request's head (a connection that waits for its next request included: contrib/dovecot-lua drops its
+/// own earlier), and for its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Seconds that a caller should let its client wait after a refusal, where the door itself does not.
@@ -78,6 +80,8 @@ pub struct HttpDoor {
     upstream: Upstream,
     /// Sessions that Nauthilus' shape has given a number.
     sessions: AtomicU64,
+    /// Whoever holds it makes, or still sends, a list of all mailboxes.
+    list: Arc<Mutex<()>>,
     parts: Parts,
 }
 
@@ -122,6 +126,7 @@ impl HttpDoor {
             temp_failure: listen.temp_failure,
             upstream: listen.upstream.clone(),
             sessions: AtomicU64::new(0),
+            list: Arc::default(),
             parts,
         }
     }
@@ -275,7 +280,7 @@ impl HttpDoor {
             return Ok(not_allowed(methods));
         }
         if !self.may_call(route, &call.head.headers) {
-            return Ok(self.unauthorized(route, &call));
+            return self.unauthorized(route, &call);
         }
         let answer = match route {
             Route::Alive => Ok(health::alive()),
@@ -315,18 +320,22 @@ impl HttpDoor {
         [bearer, basic].into_iter().flatten().any(|given| self.token.matches(given))
     }
 
-    fn unauthorized(&self, route: Route, call: &Call) -> Answer {
+    fn unauthorized(&self, route: Route, call: &Call) -> Result<Answer, HangUp> {
         let peer = call.peer.address;
         tracing::info!(door = &*self.name, peer.address = ?peer, "a caller without the door's token");
+        if route == Route::Mailcow {
+            // mailcow's script takes any answer for a wrong password.
+            return Err(HangUp);
+        }
         let error = "the caller's token is missing or wrong";
         if route == Route::ForwardAuth {
             // A 401 would be passed on to the end user, who would be asked for a password again and again.
-            return Problem(StatusCode::FORBIDDEN, error.into()).spoken();
+            return Ok(Problem(StatusCode::FORBIDDEN, error.into()).spoken());
         }
         let mut answer = Problem(StatusCode::UNAUTHORIZED, error.into()).spoken();
         let schemes = HeaderValue::from_static("Bearer, Basic realm=\"gatepost\"");
         answer.headers_mut().insert(header::WWW_AUTHENTICATE, schemes);
-        answer
+        Ok(answer)
     }
 
     /// Whether this address is one of the trusted ones.

@@ -1,9 +1,12 @@
 //! Nauthilus' shapes: `/api/v1/auth/json` and `/api/v1/auth/header`.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use http_body_util::Full;
 use hyper::StatusCode;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
+use tokio::sync::OwnedMutexGuard;
 
 use super::super::userdb::{self, Residence};
 use super::lookup::PAGE;
@@ -23,6 +26,18 @@ use crate::proto::nauthilus::{
 enum Shape {
     Header,
     Json,
+}
+
+/// All accounts, and the turn of whoever gets them.
+struct List {
+    body: String,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl AsRef<[u8]> for List {
+    fn as_ref(&self) -> &[u8] {
+        self.body.as_bytes()
+    }
 }
 
 /// What came of a question, in either mode.
@@ -113,21 +128,39 @@ impl HttpDoor {
     }
 
     async fn list_accounts(&self, call: &Call) -> Answer {
-        let mut accounts: Vec<String> = Vec::new();
+        // The list is whole in memory: one at a time, until it is sent.
+        let Ok(turn) = Arc::clone(&self.list).try_lock_owned() else {
+            tracing::info!(door = &*self.name, "a list of accounts is under way already");
+            return spoken(&Outcome::Later, Shape::Json);
+        };
+        let as_text = call.wants_text();
+        let mut body = String::new();
+        let mut last = None;
         loop {
-            let page = (self.parts.lookups.users)(accounts.last().cloned(), PAGE).await;
-            let Some(page) = page else {
+            let Some(mut page) = (self.parts.lookups.users)(last, PAGE).await else {
                 return spoken(&Outcome::Later, Shape::Json);
             };
-            if page.is_empty() {
+            for name in &page {
+                if as_text {
+                    body.push_str(name);
+                    body.push('\n');
+                } else {
+                    body.push(if body.is_empty() { '[' } else { ',' });
+                    body.push_str(&serde_json::json!(name).to_string());
+                }
+            }
+            last = page.pop();
+            if last.is_none() {
                 break;
             }
-            accounts.extend(page);
         }
-        if call.wants_text() {
-            return text(StatusCode::OK, accounts.into_iter().map(|name| name + "\n").collect());
+        if as_text {
+            let mut answer = text(StatusCode::OK, String::new());
+            *answer.body_mut() = Full::new(Bytes::from_owner(List { body, _turn: turn }));
+            return answer;
         }
-        content(StatusCode::OK, JSON, serde_json::json!(accounts).to_string())
+        body.push_str(if body.is_empty() { "[]" } else { "]" });
+        content(StatusCode::OK, JSON, Bytes::from_owner(List { body, _turn: turn }))
     }
 }
 

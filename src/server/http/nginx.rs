@@ -55,13 +55,18 @@ impl HttpDoor {
         };
         let NginxRequest { question, protocol, attempt, client_ip } = request;
         // Without a place to go, a yes would be none: nobody is asked.
-        let Some(upstream) = self.upstream(protocol) else {
+        let (key, upstream) = self.upstream(protocol, &question);
+        let Some(upstream) = upstream else {
             tracing::error!(
                 door = &*self.name,
-                "nginx asks where {0} goes, but upstream.{0} is not set",
+                "nginx asks where {} goes, but upstream.{key} is not set",
                 protocol.as_str()
             );
-            return spoken(&later(protocol).answer(None));
+            let said = match question {
+                Question::Recipient(_) => RECIPIENT_LATER,
+                _ => later(protocol),
+            };
+            return spoken(&said.answer(None));
         };
         match question {
             Question::Login { user, password } => {
@@ -96,11 +101,17 @@ impl HttpDoor {
         }
     }
 
-    fn upstream(&self, protocol: MailProtocol) -> Option<SocketAddr> {
-        match protocol {
-            MailProtocol::Imap => self.upstream.imap,
-            MailProtocol::Pop3 => self.upstream.pop3,
-            MailProtocol::Smtp => self.upstream.smtp,
+    /// The setting that says where this goes, and what it says.
+    fn upstream(
+        &self,
+        protocol: MailProtocol,
+        question: &Question,
+    ) -> (&'static str, Option<SocketAddr>) {
+        match (protocol, question) {
+            (_, Question::Recipient(_)) => ("mx", self.upstream.mx),
+            (MailProtocol::Imap, _) => ("imap", self.upstream.imap),
+            (MailProtocol::Pop3, _) => ("pop3", self.upstream.pop3),
+            (MailProtocol::Smtp, _) => ("smtp", self.upstream.smtp),
         }
     }
 
@@ -235,6 +246,27 @@ mod tests {
             cell(&NO_SUCH_RECIPIENT)
         );
         table + &format!("| recipient, later | | | {} |\n", cell(&RECIPIENT_LATER))
+    }
+
+    /// Else nginx would pass sessions on to itself.
+    #[test]
+    fn the_door_for_pasting_is_the_same_in_both_places_and_leads_to_other_ports_than_nginx_own() {
+        let docs = include_str!("../../../docs/protocols/nginx.md");
+        let pasted = include_str!("../../../contrib/nginx/mail.conf");
+        let upstream = |text: &'static str| {
+            let (_, rest) = text.split_once("upstream = {").unwrap();
+            rest.lines().next().unwrap()
+        };
+        assert_eq!(upstream(docs), upstream(pasted));
+        let ports = pasted.lines().filter_map(|line| line.trim().strip_prefix("listen "));
+        let ports: Vec<_> = ports.map(|port| port.trim_end_matches(';')).collect();
+        assert_eq!(ports.len(), 4);
+        for port in ports {
+            assert!(!upstream(docs).contains(&format!(":{port}\"")), "{port}");
+        }
+        for line in ["smtpd_authorized_xclient_hosts = 127.0.0.1\n", "mynetworks =\n"] {
+            assert!(docs.contains(line) && pasted.contains(line), "{line}");
+        }
     }
 
     #[test]

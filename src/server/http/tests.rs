@@ -483,6 +483,25 @@ async fn a_token_is_wanted_for_all_but_health() {
     assert_eq!(fixture.get("/readyz").await.status, 200);
 }
 
+/// Else a login could meet a connection that is just being closed.
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_closed_later_than_the_lua_script_drops_it() {
+    let fixture = Fixture::new();
+    let mut stream = fixture.connect(None);
+    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut heard = vec![0; 12];
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, b"HTTP/1.1 200");
+    let start = tokio::time::Instant::now();
+
+    stream.read_to_end(&mut heard).await.unwrap();
+
+    assert_eq!(start.elapsed().as_secs(), 30);
+    let script = include_str!("../../../contrib/dovecot-lua/gatepost.lua");
+    assert!(script.contains("max_idle_time = \"20s\","));
+    assert!(script.contains("max_idle_time_msecs = 20000,"));
+}
+
 #[tokio::test]
 async fn readiness_says_who_cannot_answer() {
     let trouble = vec!["directory corp: no server answers".to_owned()];

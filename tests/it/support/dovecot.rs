@@ -40,7 +40,7 @@ pub(crate) enum Judge {
     Dict,
     /// The same with contrib/dovecot-lua; the port of gatepost's http door.
     Lua(u16),
-    /// The same with contrib/mailcow's extra.conf, with [`TOKEN`] for the door (2.3).
+    /// The same with contrib/mailcow's extra.conf behind what mailcow has itself, with [`TOKEN`] for the door (2.3).
     Mailcow(u16),
     /// Login and mail processes ask gatepost's own sockets, as contrib/dovecot-sockets shows. ManageSieve cannot.
     Sockets,
@@ -319,9 +319,12 @@ fn inside(home: Home, path: &str, package: &str) -> Command {
 fn beside(directory: &Path, inner: &Path, judge: Judge) {
     let lua = include_str!("../../../contrib/dovecot-lua/gatepost.lua");
     let dict = include_str!("../../../contrib/dovecot-dict/gatepost-dict.conf.ext");
-    for (name, text, mode) in
-        [("gatepost.lua", lua, 0o644), ("gatepost-dict.conf.ext", dict, 0o600)]
-    {
+    for (name, text, mode) in [
+        ("gatepost.lua", lua, 0o644),
+        ("gatepost-dict.conf.ext", dict, 0o600),
+        ("passwd-verify.lua", MAILCOWS_SCRIPT, 0o644),
+        ("dovecot-master.passwd", "", 0o644),
+    ] {
         fs::write(directory.join(name), judge.at(text, &inner.display().to_string())).unwrap();
         fs::set_permissions(directory.join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
@@ -337,9 +340,10 @@ fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let sieve = if has_sieve(judge) { "sieve " } else { "" };
     let judge = match judge {
         Judge::Gatepost | Judge::Sockets => String::new(),
-        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) | Judge::Mailcow(_) => {
+        Judge::Checkpassword | Judge::Dict | Judge::Lua(_) => {
             "auth_mechanisms = plain login\n".into()
         }
+        Judge::Mailcow(_) => mailcows_own(&path.to_string()),
         Judge::Static => format!(
             "auth_mechanisms = plain login\npassdb {{\n driver = static\n args = password=open\n}}\n\
              userdb {{\n driver = static\n args = uid={MAIL_ID} gid={MAIL_ID} home={path}/mail/%d/%n\n}}\n"
@@ -352,6 +356,24 @@ fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
          submission_relay_host = 127.0.0.1\nsubmission_backend_capabilities = 8BITMIME\n{judge}"
     )
 }
+
+/// What stands in mailcow's dovecot.conf before extra.conf: its own script, which knows nobody here, masters, and a
+/// cache of logins.
+fn mailcows_own(path: &str) -> String {
+    format!(
+        "auth_mechanisms = plain login\nauth_master_user_separator = *\n\
+         auth_cache_verify_password_with_worker = yes\nauth_cache_negative_ttl = 60s\nauth_cache_ttl = 300s\n\
+         auth_cache_size = 10M\n\
+         passdb {{\n driver = lua\n args = file={path}/passwd-verify.lua blocking=yes cache_key=%s:%u:%w\n \
+         result_success = return-ok\n result_failure = continue\n result_internalfail = continue\n}}\n\
+         passdb {{\n driver = passwd-file\n args = {path}/dovecot-master.passwd\n master = yes\n \
+         skip = authenticated\n}}\n"
+    )
+}
+
+/// A stand-in for mailcow's passwd-verify.lua.
+const MAILCOWS_SCRIPT: &str = "function auth_password_verify(request, password)\n \
+     return dovecot.auth.PASSDB_RESULT_PASSWORD_MISMATCH, \"Failed to authenticate\"\nend\n";
 
 fn configuration_24(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let path = path.display();

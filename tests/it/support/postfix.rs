@@ -101,11 +101,16 @@ impl Postfix {
 
     /// With the very lines of contrib/postfix; Gatepost's and Dovecot's sockets are where those say.
     pub(crate) fn of_contrib(place: Place) -> Self {
+        Self::of_contrib_and(place, "")
+    }
+
+    /// With further lines in main.cf.
+    pub(crate) fn of_contrib_and(place: Place, further_lines: &str) -> Self {
         place.certificate();
         let etc = place.inner().join("etc");
         let main = format!(
             "smtpd_tls_cert_file = {0}/cert.pem\nsmtpd_tls_key_file = {0}/key.pem\n\
-             smtpd_relay_restrictions = reject_unauth_destination\n{1}",
+             smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination\n{1}\n{further_lines}",
             etc.display(),
             include_str!("../../../contrib/postfix/main.cf")
         );

@@ -49,17 +49,32 @@ async fn a_refusal_is_401_and_what_cannot_be_read_is_400() {
     }
 }
 
+/// What comes back, byte by byte.
+async fn raw(fixture: &Fixture) -> Vec<u8> {
+    let mut stream = fixture.connect(None);
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", BODY.len());
+    stream.write_all(&[head.as_bytes(), BODY].concat()).await.unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn a_caller_without_the_token_hears_nothing_rather_than_a_wrong_password() {
+    let mut fixture = Fixture::serving(Serve::Mailcow);
+    fixture.listen.token = Secret::new("let-me-ask");
+
+    assert_eq!(raw(&fixture).await, b"");
+
+    assert!(fixture.asked.lock().unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn later_ends_the_connection_without_an_answer_unless_told_to_answer() {
     let mut fixture = Fixture { verdict: later(), ..Fixture::serving(Serve::Mailcow) };
     for said in [TempFailure::Auto, TempFailure::Close] {
         fixture.listen.temp_failure = said;
-        let mut stream = fixture.connect(None);
-        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", BODY.len());
-        stream.write_all(&[head.as_bytes(), BODY].concat()).await.unwrap();
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).await.unwrap();
-        assert_eq!(bytes, b"");
+        assert_eq!(raw(&fixture).await, b"");
     }
 
     fixture.listen.temp_failure = TempFailure::Fail;

@@ -99,6 +99,34 @@ async fn accounts_are_listed_as_json_or_text() {
 }
 
 #[tokio::test]
+async fn one_list_is_made_at_a_time_and_counts_until_it_is_sent() {
+    // Longer than what the pipe takes, so that it is still being sent when the other asks.
+    let users = vec![format!("x{}@x.example", "y".repeat(900_000)).leak() as &'static str; 1];
+    let mut fixture = Fixture::serving(Serve::Nauthilus);
+    fixture.tables.users = Some(users);
+    let door = fixture.door();
+    let ask = b"GET /api/v1/auth/json?mode=list-accounts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let connect = || async {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let peer = Peer { credentials: None, address: None };
+        tokio::spawn(serve(ours, peer, Arc::clone(&door), CancellationToken::new()));
+        theirs.write_all(ask).await.unwrap();
+        let mut start = [0; 12];
+        theirs.read_exact(&mut start).await.unwrap();
+        (String::from_utf8(start.to_vec()).unwrap(), theirs)
+    };
+
+    let (first, mut slow) = connect().await;
+    let (second, _) = connect().await;
+    let mut rest = Vec::new();
+    slow.read_to_end(&mut rest).await.unwrap();
+    let (third, _) = connect().await;
+
+    assert_eq!([first, second, third], ["HTTP/1.1 200", "HTTP/1.1 500", "HTTP/1.1 200"]);
+    assert!(rest.ends_with(b"y@x.example\"]"));
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_is_400() {
     let fixture = Fixture::serving(Serve::Nauthilus);
     for (path, body) in [

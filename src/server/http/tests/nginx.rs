@@ -3,7 +3,8 @@ use super::*;
 fn fixture(verdict: Verdict) -> Fixture {
     let mut fixture = Fixture { verdict, ..Fixture::serving(Serve::Nginx) };
     fixture.listen.upstream.imap = "127.0.0.1:143".parse().ok();
-    fixture.listen.upstream.smtp = "[::1]:25".parse().ok();
+    fixture.listen.upstream.smtp = "127.0.0.1:587".parse().ok();
+    fixture.listen.upstream.mx = "[::1]:25".parse().ok();
     fixture
 }
 
@@ -86,6 +87,32 @@ async fn a_way_to_log_in_that_is_not_offered_is_refused_clearly() {
     assert!(fixture.asked.lock().unwrap().is_empty());
 }
 
+async fn ask_for(fixture: &Fixture, recipient: &str) -> Heard {
+    let command = format!("RCPT TO:<{recipient}> NOTIFY=NEVER");
+    let fields: [(&str, &[u8]); 5] = [
+        ("Auth-Method", b"none"),
+        ("Auth-User", b""),
+        ("Auth-Protocol", b"smtp"),
+        ("Auth-SMTP-From", b"MAIL FROM:<> SIZE=10"),
+        ("Auth-SMTP-To", command.as_bytes()),
+    ];
+    fixture.ask("GET /nginx", &fields).await
+}
+
+#[tokio::test]
+async fn mail_without_auth_never_goes_where_submission_goes() {
+    let mut fixture = fixture(accepted());
+    fixture.tables.found = vec![(Map::Mailbox, Found::Value("x@example.org".into()))];
+    let login = fixture.ask("GET /nginx", &login("smtp", "1")).await;
+    assert_eq!([login.field("auth-server"), login.field("auth-port")], ["127.0.0.1", "587"]);
+    fixture.listen.upstream.mx = None;
+
+    let heard = ask_for(&fixture, "fry@planetexpress.com").await;
+
+    assert_eq!(heard.field("auth-status"), "Temporary lookup failure");
+    assert_eq!([heard.field("auth-error-code"), heard.field("auth-server")], ["451 4.3.0", ""]);
+}
+
 #[tokio::test]
 async fn without_auth_the_recipient_decides() {
     let value = || Found::Value("x@example.org".into());
@@ -102,16 +129,7 @@ async fn without_auth_the_recipient_decides() {
     ] {
         let mut fixture = fixture(refused());
         fixture.tables.found = found;
-        let command = format!("RCPT TO:<{recipient}> NOTIFY=NEVER");
-        let fields: [(&str, &[u8]); 5] = [
-            ("Auth-Method", b"none"),
-            ("Auth-User", b""),
-            ("Auth-Protocol", b"smtp"),
-            ("Auth-SMTP-From", b"MAIL FROM:<> SIZE=10"),
-            ("Auth-SMTP-To", command.as_bytes()),
-        ];
-
-        let heard = fixture.ask("GET /nginx", &fields).await;
+        let heard = ask_for(&fixture, recipient).await;
 
         let heard =
             ["auth-status", "auth-error-code", "auth-server"].map(|it| heard.field(it).to_owned());
