@@ -113,7 +113,9 @@ fn without_a_header_or_from_a_stranger_a_connection_is_closed_and_counted() {
     assert_eq!(said(None, b"VERSION\t1\t0\nCPID\t1\n"), "");
     assert_eq!(said(Some(CLIENT), header), "");
 
-    assert!((errors() - 2.0).abs() < 0.5, "{}", errors());
+    // The end of the connection is seen before it is counted.
+    wait_until("both are counted", Duration::from_secs(5), || errors() > 1.5);
+    assert!(errors() < 2.5, "{}", errors());
     let log = gatepost.log();
     assert_eq!(log.matches("without the header of a trusted proxy").count(), 1, "{log}");
     assert!(!log.contains("VERSION\\t1"), "what was no header stands in the log: {log}");
