@@ -100,6 +100,8 @@ pub struct Peer {
     pub credentials: Option<Credentials>,
     /// Of a TCP socket: its address; v4-mapped addresses are given as IPv4.
     pub address: Option<SocketAddr>,
+    /// A proxy passes on somebody's connection and does not say whose: nobody is believed about addresses there.
+    pub unnamed: bool,
 }
 
 /// The bytes of a connection.
@@ -382,13 +384,13 @@ impl Socket {
 fn by_unix(stream: UnixStream) -> io::Result<(Stream, Peer)> {
     let peer = stream.peer_cred()?;
     let credentials = Some(Credentials { uid: peer.uid(), pid: peer.pid() });
-    Ok((Stream::Unix(stream), Peer { credentials, address: None }))
+    Ok((Stream::Unix(stream), Peer { credentials, ..Peer::default() }))
 }
 
 fn by_tcp(stream: TcpStream, address: SocketAddr) -> io::Result<(Stream, Peer)> {
     stream.set_nodelay(true)?;
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-    Ok((Stream::Tcp(stream), Peer { credentials: None, address: Some(address) }))
+    Ok((Stream::Tcp(stream), Peer { address: Some(address), ..Peer::default() }))
 }
 
 /// Accepts connections and serves each in a task of its own, until `shutdown`. The socket is then closed; connections
@@ -647,7 +649,7 @@ mod tests {
                 uid: rustix::process::geteuid().as_raw(),
                 pid: i32::try_from(std::process::id()).ok(),
             }),
-            address: None,
+            ..Peer::default()
         };
         assert_eq!(greeting, format!("{expected:?}\n"));
         shutdown.cancel();
@@ -671,7 +673,7 @@ mod tests {
         let mut client = TcpStream::connect(address).await.unwrap();
 
         let address = client.local_addr().ok();
-        let expected = Peer { credentials: None, address };
+        let expected = Peer { address, ..Peer::default() };
         assert_eq!(line(&mut client).await, format!("{expected:?}\n"));
     }
 
