@@ -74,6 +74,7 @@ fn every_file_for_pasting_is_exercised_by_something() {
 /// Whether the words stand in a line of the text that is no comment, and not as the beginning of a longer name.
 fn names(text: &str, words: &str) -> bool {
     let is_code = |line: &&str| !line.trim_start().starts_with(['#', '/']);
+    let is_name = words.ends_with(char::is_alphanumeric);
     let goes_on = |rest: &str| {
         let mut rest = rest.chars();
         let next = rest.next().unwrap_or(' ');
@@ -83,7 +84,7 @@ fn names(text: &str, words: &str) -> bool {
     };
     let mut lines = text.lines().filter(is_code);
     lines.any(|line| {
-        line.match_indices(words).any(|(at, found)| !goes_on(&line[at + found.len()..]))
+        line.match_indices(words).any(|(at, found)| !is_name || !goes_on(&line[at + found.len()..]))
     })
 }
 
