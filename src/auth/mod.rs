@@ -391,7 +391,7 @@ impl Authenticator {
         self.metrics.memory("nobodies", size.nobodies.0, size.nobodies.1);
     }
 
-    /// Whether decisions reach the journal.
+    /// Whether the thread is there that writes the journal, however slow its reader.
     #[must_use]
     pub fn journal_lives(&self) -> bool {
         self.journal.lives()

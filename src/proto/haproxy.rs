@@ -10,6 +10,9 @@
 //! 00 0c                                                    bytes that follow: addresses, then TLVs
 //! c0 00 02 09  c6 33 64 01  dc 04  20 e4                   192.0.2.9, 198.51.100.1, 56324, 8420
 //! ```
+//!
+//! `LOCAL` is the proxy's own connection. `PROXY UNKNOWN`, an unspecified family, unix sockets and datagrams are a
+//! client's, of whom nothing is known; it must not be taken for the proxy, who is trusted.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -30,7 +33,9 @@ const MAX_HEADER: usize = 536;
 pub enum Header {
     /// This connection is somebody else's, over TCP.
     Client(SocketAddr),
-    /// The proxy speaks for itself (a check of our health), or cannot say for whom.
+    /// This connection is somebody else's, and the proxy cannot say whose, or not as an address of TCP over IP.
+    Nobody,
+    /// The proxy speaks for itself (a check of our health). Only version 2 can say so.
     Itself,
 }
 
@@ -87,7 +92,7 @@ fn line(input: &[u8]) -> Result<Option<(Header, usize)>, HeaderError> {
     let mut words = text.split(' ').skip(1);
     let header = match words.next() {
         // Whatever follows is to be ignored (section 2.1).
-        Some("UNKNOWN") => Header::Itself,
+        Some("UNKNOWN") => Header::Nobody,
         Some("TCP4") => Header::Client(tcp::<Ipv4Addr>(words)?),
         Some("TCP6") => Header::Client(tcp::<Ipv6Addr>(words)?),
         _ => return Err(HeaderError::Line("its protocol is not TCP4, TCP6 or UNKNOWN")),
@@ -141,7 +146,7 @@ fn binary(input: &[u8]) -> Result<Option<(Header, usize)>, HeaderError> {
             Header::Client(SocketAddr::new(IpAddr::V6(ip.into()), port))
         }
         // UNSPEC, unix sockets, datagrams: a valid header of which we learn nothing.
-        (1, _) => Header::Itself,
+        (1, _) => Header::Nobody,
         (command, _) => return Err(HeaderError::Command(command)),
     };
     Ok(Some((header, end)))
@@ -202,9 +207,9 @@ mod tests {
             (b"PROXY TCP6 2001:db8::9 ::1 56324 8420\r\n".to_vec(), client("[2001:db8::9]:56324")),
             (b"PROXY TCP6 ::ffff:192.0.2.9 ::1 1 2\r\n".to_vec(), client("[::ffff:192.0.2.9]:1")),
             (longest.into_bytes(), client(&format!("[{}]:65535", ["ffff"; 8].join(":")))),
-            (b"PROXY UNKNOWN\r\n".to_vec(), Header::Itself),
-            (b"PROXY UNKNOWN any thing\xc3\xa4\r\n".to_vec(), Header::Itself),
-            (unknown.into_bytes(), Header::Itself),
+            (b"PROXY UNKNOWN\r\n".to_vec(), Header::Nobody),
+            (b"PROXY UNKNOWN any thing\xc3\xa4\r\n".to_vec(), Header::Nobody),
+            (unknown.into_bytes(), Header::Nobody),
             (v2(0x21, 0x11, &ipv4()), client("192.0.2.9:56324")),
             (v2(0x21, 0x21, &ipv6()), client("[2001:db8::9]:56324")),
             (v2(0x21, 0x11, &[ipv4(), tlv(2, 12), tlv(4, 0)].concat()), client("192.0.2.9:56324")),
@@ -212,9 +217,9 @@ mod tests {
             (v2(0x20, 0x00, &[]), Header::Itself),
             (v2(0x20, 0x11, &ipv4()), Header::Itself),
             (v2(0x20, 0x11, &[]), Header::Itself),
-            (v2(0x21, 0x00, &[]), Header::Itself),
-            (v2(0x21, 0x31, &[b'/'; 216]), Header::Itself),
-            (v2(0x21, 0x12, &ipv4()), Header::Itself),
+            (v2(0x21, 0x00, &[]), Header::Nobody),
+            (v2(0x21, 0x31, &[b'/'; 216]), Header::Nobody),
+            (v2(0x21, 0x12, &ipv4()), Header::Nobody),
         ] {
             let shown = header.escape_ascii().to_string();
             let whole = [&header[..], b"AUTH\t1\r\n"].concat();

@@ -131,14 +131,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             let has_room = self.has_room();
             let due = self.decided.front().map(|(due, ..)| *due);
             self.input.reserve(READ_BYTES);
+            // What was decided goes out first, however much is asked; what came before a stop is read before it is heeded.
             tokio::select! {
+                biased;
+                Some(done) = self.asking.join_next_with_id() => self.task_done(done),
                 read = self.stream.read_buf(&mut self.input), if has_room && !self.closing => {
                     if read? == 0 {
                         return Ok(());
                     }
                     self.read_requests().await?;
                 }
-                Some(done) = self.asking.join_next_with_id() => self.task_done(done),
                 () = self.patience.over(), if !self.closing => {
                     self.door.metrics.protocol_error(&self.door.name);
                     return Err(Patience::exhausted());

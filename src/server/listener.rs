@@ -2,7 +2,8 @@
 //!
 //! A door at its limit stops accepting: who comes next waits in the backlog, which is what mail servers bear best
 //! (Dovecot's login processes do not try again when a connection is refused). For the same reason no accept error ends
-//! the loop.
+//! the loop. Sockets of one door share its places, and an idle one must not hold any: so each accepts first, and waits
+//! for a place with that one connection in hand.
 
 use std::future::Future;
 use std::io;
@@ -99,6 +100,8 @@ pub struct Peer {
     pub credentials: Option<Credentials>,
     /// Of a TCP socket: its address; v4-mapped addresses are given as IPv4.
     pub address: Option<SocketAddr>,
+    /// A proxy passes on somebody's connection and does not say whose: nobody is believed about addresses there.
+    pub unnamed: bool,
 }
 
 /// The bytes of a connection.
@@ -341,20 +344,32 @@ impl Socket {
         }
     }
 
-    /// The next connection of the backlog, without waiting.
-    fn accept_waiting(&self) -> io::Result<(Stream, Peer)> {
+    /// The next connection of the backlog, without waiting; `None`: it died while it stood there.
+    ///
+    /// # Errors
+    /// Nobody is left, or the system gives us no more of them.
+    fn accept_waiting(&self) -> io::Result<Option<(Stream, Peer)>> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        match self {
-            Self::Unix(listener, _) => {
-                let stream = rustix::net::accept_with(listener, flags)?;
-                by_unix(UnixStream::from_std(stream.into())?)
+        let accepted = match self {
+            Self::Unix(listener, _) => rustix::net::acceptfrom_with(listener, flags),
+            Self::Tcp(listener, _) => rustix::net::acceptfrom_with(listener, flags),
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let error = io::Error::from(error);
+                return if is_of_one(&error) { Ok(None) } else { Err(error) };
             }
-            Self::Tcp(listener, _) => {
-                let stream = std::net::TcpStream::from(rustix::net::accept_with(listener, flags)?);
-                let address = stream.peer_addr()?;
-                by_tcp(TcpStream::from_std(stream)?, address)
+        };
+        let taken = match self {
+            Self::Unix(..) => UnixStream::from_std(stream.into()).and_then(by_unix),
+            Self::Tcp(..) => {
+                let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+                let address = address.ok_or_else(|| io::ErrorKind::NotConnected.into());
+                address.and_then(|address| by_tcp(TcpStream::from_std(stream.into())?, address))
             }
-        }
+        };
+        Ok(taken.ok())
     }
 
     /// Whether those in the backlog are turned away when we close it. From then on nobody comes by its path.
@@ -369,13 +384,13 @@ impl Socket {
 fn by_unix(stream: UnixStream) -> io::Result<(Stream, Peer)> {
     let peer = stream.peer_cred()?;
     let credentials = Some(Credentials { uid: peer.uid(), pid: peer.pid() });
-    Ok((Stream::Unix(stream), Peer { credentials, address: None }))
+    Ok((Stream::Unix(stream), Peer { credentials, ..Peer::default() }))
 }
 
 fn by_tcp(stream: TcpStream, address: SocketAddr) -> io::Result<(Stream, Peer)> {
     stream.set_nodelay(true)?;
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-    Ok((Stream::Tcp(stream), Peer { credentials: None, address: Some(address) }))
+    Ok((Stream::Tcp(stream), Peer { address: Some(address), ..Peer::default() }))
 }
 
 /// Accepts connections and serves each in a task of its own, until `shutdown`. The socket is then closed; connections
@@ -392,36 +407,46 @@ pub async fn accept_loop<S, F>(
     F: Future<Output = ()> + Send + 'static,
 {
     let mut pause = Pause::default();
-    let enter = |accepted: (Stream, Peer), permit| {
-        let (stream, peer) = accepted;
-        if limits.admit(&peer) {
-            let open = limits.metrics.connection_opened(&limits.door);
-            let guard = Guard { _permit: permit, _open: open };
-            tracker.spawn(serve(Connection { stream, peer, guard }));
-        } else {
-            debug!(door = %limits.door, peer.address = ?peer.address, "peer not allowed");
-        }
+    // Accepted, and waiting for a place.
+    let mut in_hand = None;
+    let enter = |(stream, peer), permit| {
+        let open = limits.metrics.connection_opened(&limits.door);
+        let guard = Guard { _permit: permit, _open: open };
+        tracker.spawn(serve(Connection { stream, peer, guard }));
     };
     let accepting = async {
-        while let Ok(permit) = Arc::clone(&limits.places).acquire_owned().await {
+        loop {
             match socket.accept().await {
                 Ok(accepted) => {
                     pause = Pause::default();
-                    enter(accepted, permit);
+                    in_hand = limits.admit(accepted);
                 }
                 Err(error) => pause.after(&error, &limits.door).await,
+            }
+            if in_hand.is_some() {
+                let Ok(permit) = Arc::clone(&limits.places).acquire_owned().await else { return };
+                if let Some(admitted) = in_hand.take() {
+                    enter(admitted, permit);
+                }
             }
         }
     };
     // The accept call holds nothing when it is dropped half way.
     shutdown.run_until_cancelled(accepting).await;
-    if socket.leave() {
-        // An error is the end as well: there is nobody left, or nothing to be done about it.
-        while let Ok(permit) = Arc::clone(&limits.places).try_acquire_owned()
-            && let Ok(accepted) = socket.accept_waiting()
-        {
-            enter(accepted, permit);
+    let mut next = in_hand;
+    let drains = socket.leave();
+    // New clients of a TCP socket still come meanwhile: this must not go on for ever.
+    for _ in 0..=BACKLOG {
+        if let Some(admitted) = next.take() {
+            let Ok(permit) = Arc::clone(&limits.places).try_acquire_owned() else { break };
+            enter(admitted, permit);
         }
+        if !drains {
+            break;
+        }
+        // An error is the end: there is nobody left, or nothing to be done about it.
+        let Ok(accepted) = socket.accept_waiting() else { break };
+        next = accepted.and_then(|accepted| limits.admit(accepted));
     }
 }
 
@@ -438,9 +463,35 @@ pub fn allows(allow: &[IpNet], address: SocketAddr) -> bool {
 }
 
 impl Limits {
-    fn admit(&self, peer: &Peer) -> bool {
-        peer.address.is_none_or(|address| allows(&self.allow, address))
+    /// Nothing if the peer may not come in.
+    fn admit(&self, accepted: (Stream, Peer)) -> Option<(Stream, Peer)> {
+        let (stream, peer) = accepted;
+        if peer.address.is_none_or(|address| allows(&self.allow, address)) {
+            return Some((stream, peer));
+        }
+        debug!(door = %self.door, peer.address = ?peer.address, "peer not allowed");
+        None
     }
+}
+
+/// Whether an error of accept is about one peer, who went away before we came; the next one has done nothing wrong.
+/// Linux passes on errors of the net that wait on the new connection, as accept(2) says.
+fn is_of_one(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown,
+        NetworkUnreachable, NotConnected,
+    };
+    let protocol = Some(rustix::io::Errno::PROTO.raw_os_error());
+    matches!(
+        error.kind(),
+        ConnectionAborted
+            | ConnectionReset
+            | HostUnreachable
+            | Interrupted
+            | NetworkDown
+            | NetworkUnreachable
+            | NotConnected
+    ) || error.raw_os_error() == protocol
 }
 
 /// How long to leave the socket alone after an error.
@@ -456,10 +507,7 @@ impl Default for Pause {
 
 impl Pause {
     async fn after(&mut self, error: &io::Error, door: &str) {
-        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, NotConnected};
-        // The peer went away before we came; the next one has done nothing wrong.
-        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | NotConnected)
-        {
+        if is_of_one(error) {
             return;
         }
         if self.next == FIRST_PAUSE {
@@ -601,7 +649,7 @@ mod tests {
                 uid: rustix::process::geteuid().as_raw(),
                 pid: i32::try_from(std::process::id()).ok(),
             }),
-            address: None,
+            ..Peer::default()
         };
         assert_eq!(greeting, format!("{expected:?}\n"));
         shutdown.cancel();
@@ -625,7 +673,7 @@ mod tests {
         let mut client = TcpStream::connect(address).await.unwrap();
 
         let address = client.local_addr().ok();
-        let expected = Peer { credentials: None, address };
+        let expected = Peer { address, ..Peer::default() };
         assert_eq!(line(&mut client).await, format!("{expected:?}\n"));
     }
 
@@ -660,6 +708,77 @@ mod tests {
         assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
         drop(first);
         assert!(line(&mut second).await.starts_with("Peer"));
+    }
+
+    #[tokio::test]
+    async fn two_sockets_of_a_door_share_its_places_and_an_idle_one_holds_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = ["idle", "busy"].map(|name| directory.path().join(name));
+        let limits = limits(1);
+        for path in &paths {
+            start(bind(&at(path)).unwrap(), limits.clone());
+        }
+
+        for path in [&paths[1], &paths[0], &paths[1]] {
+            let mut client = UnixStream::connect(path).await.unwrap();
+            assert!(line(&mut client).await.starts_with("Peer"), "{}", path.display());
+        }
+
+        let mut first = UnixStream::connect(&paths[0]).await.unwrap();
+        line(&mut first).await;
+        let mut second = UnixStream::connect(&paths[1]).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(50), line(&mut second)).await;
+        assert!(early.is_err(), "{early:?}");
+        drop(first);
+        assert!(line(&mut second).await.starts_with("Peer"));
+    }
+
+    #[tokio::test]
+    async fn at_the_end_a_connection_in_hand_gets_in_if_there_is_a_place() {
+        for free in [true, false] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("auth");
+            let limits = limits(1);
+            let place = Arc::clone(&limits.places).try_acquire_owned().unwrap();
+            let (shutdown, _) = start(bind(&at(&path)).unwrap(), limits);
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+
+            // Nothing runs between the two: the loop hears of the end first.
+            shutdown.cancel();
+            let place = if free {
+                drop(place);
+                None
+            } else {
+                Some(place)
+            };
+
+            assert_eq!(line(&mut client).await.starts_with("Peer"), free);
+            drop(place);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_died_in_the_backlog_holds_up_nobody_behind_them() {
+        let config = Listen { address: "127.0.0.1:0".parse().ok(), ..Listen::default() };
+        let socket = bind(&config).unwrap();
+        let address = socket.address().unwrap();
+        for _ in 0..3 {
+            let dead = std::net::TcpStream::connect(address).unwrap();
+            // Closed with a reset.
+            sockopt::set_socket_linger(&dead, Some(Duration::ZERO)).unwrap();
+        }
+        let mut living = TcpStream::connect(address).await.unwrap();
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        stop.cancel();
+
+        accept_loop(socket, limits(10), stop, &tasks, |connection| async {
+            let Connection { mut stream, .. } = connection;
+            _ = stream.write_all(b"here\n").await;
+        })
+        .await;
+
+        assert_eq!(line(&mut living).await, "here\n");
     }
 
     #[tokio::test]

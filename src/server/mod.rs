@@ -153,8 +153,9 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
     loop {
         tokio::select! {
             _ = signals.hangup.recv() => {
-                // Said and counted inside; a signal has nobody to answer to.
-                drop(daemon.reload().await);
+                // In a task: TERM must not wait for it. Said and counted inside; a signal has nobody to answer to.
+                let daemon = Arc::clone(&daemon);
+                daemon.tracker.clone().spawn(async move { drop(daemon.reload().await) });
             }
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
@@ -275,7 +276,10 @@ impl Daemon {
                 );
             }
         }
-        self.systemd.ready(&self.status()).await;
+        // Who stops meanwhile has said so, and is not ready again.
+        if !self.shutdown.is_cancelled() {
+            self.systemd.ready(&self.status()).await;
+        }
         taken
     }
 
@@ -354,7 +358,8 @@ impl Daemon {
         }
     }
 
-    /// Whether tasks get their turn, nobody holds the memory's locks for ever, and decisions are written down.
+    /// Whether a new task gets its turn in time, the memory can be counted, and the journal's thread has not ended. A
+    /// journal whose reader stands still is not seen here, and must not be: a new daemon would have the same reader.
     async fn works(&self, limit: Duration) -> bool {
         let core = Arc::clone(&self.core);
         let look = self.tracker.spawn(async move {

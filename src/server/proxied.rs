@@ -70,12 +70,13 @@ impl Proxies {
         let Connection { stream, peer, guard } = connection;
         let (Stream::Tcp(stream), Some(proxy)) = (stream, peer.address) else { return None };
         match self.client_of(stream, proxy).await {
-            Ok((_, client)) if !allows(&self.allow, client) => {
+            Ok((_, client)) if !self.allows(client) => {
                 tracing::debug!(door = %self.door, peer.address = ?client, "peer not allowed");
                 None
             }
-            Ok((stream, client)) => {
-                Some(Connection { stream, peer: Peer { address: Some(client), ..peer }, guard })
+            Ok((stream, address)) => {
+                let peer = Peer { address, unnamed: address.is_none(), ..peer };
+                Some(Connection { stream, peer, guard })
             }
             Err(Objection::Gone(error)) => {
                 tracing::debug!(door = %self.door, %error, "connection ended");
@@ -88,19 +89,28 @@ impl Proxies {
         }
     }
 
+    /// Whom nobody names is in no net.
+    fn allows(&self, client: Option<SocketAddr>) -> bool {
+        client.map_or(self.allow.is_empty(), |client| allows(&self.allow, client))
+    }
+
+    /// The client, if the header names one.
     async fn client_of(
         &self,
         mut stream: TcpStream,
         proxy: SocketAddr,
-    ) -> Result<(Stream, SocketAddr), Objection> {
+    ) -> Result<(Stream, Option<SocketAddr>), Objection> {
         if !self.trusted.iter().any(|net| net.contains(&proxy.ip())) {
             return Err(Objection::Stranger);
         }
         let read = tokio::time::timeout(LIMIT, read_header(&mut stream)).await;
         let (header, ahead) = read.map_err(|_| Objection::Late)??;
         let client = match header {
-            Header::Client(client) => SocketAddr::new(client.ip().to_canonical(), client.port()),
-            Header::Itself => proxy,
+            Header::Client(client) => {
+                Some(SocketAddr::new(client.ip().to_canonical(), client.port()))
+            }
+            Header::Nobody => None,
+            Header::Itself => Some(proxy),
         };
         Ok((Stream::Proxied(stream, ahead), client))
     }
@@ -154,6 +164,13 @@ mod tests {
     use crate::server::listener::{Keeper, Limits, Socket, accept_loop, places};
 
     const HEADER: &[u8] = b"PROXY TCP4 192.0.2.9 198.51.100.1 56324 8420\r\n";
+    const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    /// They name nobody: version 1, unspecified, a datagram over IPv4.
+    const NAMELESS: [&[u8]; 3] = [
+        b"PROXY UNKNOWN\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\x7f\0\0\x01\x7f\0\0\x01\0\x01\0\x02",
+    ];
 
     /// A door that says who the peer is, then everything that it read; with the nets it trusts and allows.
     async fn door(trusted: &str, allow: &[&str]) -> (SocketAddr, Arc<Proxies>) {
@@ -175,8 +192,10 @@ mod tests {
                 let proxies = Arc::clone(&known);
                 async move {
                     let Some(mut connection) = proxies.let_in(connection).await else { return };
-                    let mut said = connection.peer.address.unwrap().to_string().into_bytes();
-                    said.push(b' ');
+                    let Peer { address, unnamed, .. } = connection.peer;
+                    assert_eq!(unnamed, address.is_none());
+                    let named = address.map_or("nobody".into(), |address| address.to_string());
+                    let mut said = format!("{named} ").into_bytes();
                     connection.stream.read_to_end(&mut said).await.unwrap();
                     connection.stream.write_all(&said).await.unwrap();
                 }
@@ -220,8 +239,12 @@ mod tests {
         }
         let mapped = b"PROXY TCP6 ::ffff:192.0.2.9 ::1 1 2\r\n";
         assert_eq!(ask(door, &[mapped]).await.0, "192.0.2.9:1 ");
-        let (said, from) = ask(door, &[b"PROXY UNKNOWN\r\nhello"]).await;
-        assert_eq!(said, format!("{from} hello"));
+        let (said, from) = ask(door, &[LOCAL, b"hello"]).await;
+        assert_eq!(said, format!("{from} hello"), "the proxy itself");
+        for header in NAMELESS {
+            let said = ask(door, &[header, b"hello"]).await.0;
+            assert_eq!(said, "nobody hello", "{}", header.escape_ascii());
+        }
         assert_eq!(errors(&proxies), "0");
     }
 
@@ -253,10 +276,15 @@ mod tests {
         let (shut, proxies) = door("127.0.0.0/8", &["127.0.0.0/8"]).await;
 
         assert_eq!(ask(open, &[HEADER]).await.0, "192.0.2.9:56324 ");
-        assert_eq!(ask(open, &[b"PROXY UNKNOWN\r\n"]).await.0, "");
+        assert_eq!(ask(open, &[LOCAL]).await.0, "");
         assert_eq!(ask(shut, &[HEADER]).await.0, "");
-        let (said, from) = ask(shut, &[b"PROXY UNKNOWN\r\n"]).await;
+        let (said, from) = ask(shut, &[LOCAL]).await;
         assert_eq!(said, format!("{from} "));
+        for header in NAMELESS {
+            for door in [open, shut] {
+                assert_eq!(ask(door, &[header]).await.0, "", "{}", header.escape_ascii());
+            }
+        }
         assert_eq!(errors(&proxies), "0");
     }
 

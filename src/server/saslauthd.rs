@@ -37,7 +37,9 @@ pub(super) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    // What came before a stop is read before it is heeded.
     let request = tokio::select! {
+        biased;
         request = read_request(&mut stream) => request,
         () = shutdown.cancelled() => return Ok(()),
     };
@@ -111,7 +113,7 @@ fn attempt(door: &Door, request: Request, peer: Peer) -> Attempt {
         password,
         service: Service::parse(&service),
         service_name: service.into(),
-        client: client.filter(|_| door.believes(&peer)),
+        client: door.client(client, &peer),
         peer: peer.credentials,
         session: None,
         door: Arc::clone(&door.name),

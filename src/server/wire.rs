@@ -72,7 +72,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
             Awaits::RestOfRequest => self.patience.has_begun(),
         }
         self.input.reserve(READ_BYTES);
+        // Bytes that wait in the kernel come before the end, so that what was sent before a stop is answered. A peer that
+        // never pauses is cut off by the daemon's own end.
         let read = tokio::select! {
+            biased;
             read = self.stream.read_buf(&mut self.input) => read?,
             () = self.patience.over() => {
                 self.door.metrics.protocol_error(&self.door.name);

@@ -370,6 +370,26 @@ fn reloads_under_load_lose_no_connection_and_fail_no_attempt() {
 }
 
 #[test]
+fn a_stop_does_not_wait_behind_a_reload() {
+    let slapd = Slapd::start();
+    let mut gatepost = Configuration::new(&slapd).start();
+    let file = gatepost.configuration.path("gatepost.toml");
+    fs::remove_file(&file).unwrap();
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, &file, kind, mode | rustix::fs::Mode::WUSR, 0).unwrap();
+
+    gatepost.hang_up();
+    // Opens once the reload reads at the other end, where it finds nothing until this end is closed.
+    let held_up = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    gatepost.terminate();
+    wait_until("it stops", Duration::from_secs(5), || gatepost.log().contains("stopping"));
+
+    fs::remove_file(&file).unwrap();
+    drop(held_up);
+    gatepost.stop();
+}
+
+#[test]
 fn the_journal_names_the_process_that_asked() {
     let slapd = Slapd::start();
     let gatepost = Configuration::new(&slapd).start();

@@ -2,16 +2,16 @@
 
 use std::process::Command;
 
-/// What exercises which files below contrib; a name that ends in `/` stands for all below it.
+/// What exercises which files below contrib; a name that ends in `/` stands for all below it. What exercises a file names
+/// it, folder included, outside of comments.
 const EXERCISED: &[(&str, &str)] = &[
     ("as-root.sh", "tests/run"),
-    ("checkpassword/", "tests/it/support/dovecot.rs"),
+    ("checkpassword/dovecot-2.3.conf", "tests/it/support/dovecot.rs"),
+    ("checkpassword/qmail-pop3d", "tests/it/dovecot_ways.rs"),
     ("cyrus/imapd.conf", "tests/it/cyrus_exim.rs"),
     ("cyrus/main.cf", "tests/it/support/postfix.rs"),
     ("cyrus/smtpd.conf", "tests/it/cyrus_exim.rs"),
-    ("dovecot-2.3/gatepost.conf", "contrib/quickstart"),
     ("dovecot-2.3/postfix.conf", "tests/it/support/dovecot.rs"),
-    ("dovecot-2.4/gatepost.conf", "contrib/quickstart"),
     ("dovecot-2.4/postfix.conf", "tests/it/support/dovecot.rs"),
     ("dovecot-dict/", "tests/it/support/dovecot.rs"),
     ("dovecot-lua/", "tests/it/support/dovecot.rs"),
@@ -19,52 +19,87 @@ const EXERCISED: &[(&str, &str)] = &[
     ("exim-tree", "tests/run"),
     ("exim/", "tests/it/support/exim.rs"),
     ("fail2ban/filter.d/gatepost.conf", "tests/it/contrib.rs"),
-    ("fail2ban/jail.d/gatepost.conf", "tests/it/contrib.rs"),
     ("haproxy/haproxy.cfg", "tests/it/support/haproxy.rs"),
     ("mailcow/extra.conf", "tests/it/support/dovecot.rs"),
     ("mailcow/gatepost.toml", "tests/it/http_doors.rs"),
-    ("nginx/forward-auth.conf", "tests/it/support/nginx.rs"),
-    ("nginx/mail.conf", "tests/it/support/nginx.rs"),
+    ("nginx/", "tests/it/support/nginx.rs"),
     ("packages", "contrib/prepare"),
     ("packages.sh", "contrib/prepare"),
-    ("postfix/main.cf", "contrib/quickstart"),
-    ("postfix/master.cf", "contrib/quickstart"),
+    ("postfix/", "contrib/quickstart"),
     ("prepare", "tests/run"),
-    ("quickstart", "tests/it/contrib.rs"),
-    ("quickstart.d/", "contrib/quickstart"),
-    ("systemd/gatepost-maps.socket", "tests/it/contrib.rs"),
-    ("systemd/gatepost-policy.socket", "tests/it/contrib.rs"),
-    ("systemd/gatepost-postfix.socket", "tests/it/contrib.rs"),
-    ("systemd/gatepost.service", "tests/it/contrib.rs"),
-    ("systemd/gatepost.sysusers", "tests/it/contrib.rs"),
-    ("systemd/gatepost.tmpfiles", "tests/it/contrib.rs"),
     ("trixie", "tests/run"),
+];
+
+/// The same where the name is put together or a whole folder is listed, and by which words.
+const EXERCISED_BY_WORDS: &[(&str, &str, &str)] = &[
+    ("dovecot-2.3/gatepost.conf", "contrib/quickstart", "contrib/dovecot-$dovecot/gatepost.conf"),
+    ("dovecot-2.4/gatepost.conf", "contrib/quickstart", "contrib/dovecot-$dovecot/gatepost.conf"),
+    ("fail2ban/jail.d/gatepost.conf", "tests/it/contrib.rs", "contrib(\"fail2ban\").join(file)"),
+    ("quickstart", "tests/it/contrib.rs", "contrib(\"quickstart\")"),
+    ("quickstart.d/", "contrib/quickstart", "contrib/quickstart.d"),
+    ("systemd/", "tests/it/contrib.rs", "read_dir(contrib(\"systemd\"))"),
 ];
 
 #[test]
 fn every_file_for_pasting_is_exercised_by_something() {
     let found = super::files("contrib", "");
-    let is =
-        |name: &str, path: &str| name == path || (name.ends_with('/') && path.starts_with(name));
+    let found: Vec<&str> =
+        found.iter().map(|path| path.strip_prefix("contrib/").unwrap()).collect();
+    let by_name = EXERCISED.iter().map(|(name, by)| (*name, *by, None));
+    let by_words = EXERCISED_BY_WORDS.iter().map(|(name, by, words)| (*name, *by, Some(*words)));
     let mut faults = Vec::new();
-    for path in found.iter().map(|path| path.strip_prefix("contrib/").unwrap()) {
-        if !EXERCISED.iter().any(|(name, _)| is(name, path)) {
-            faults.push(format!("contrib/{path}: nothing exercises it"));
-        }
-    }
-    for (name, by) in EXERCISED {
-        if !found.iter().any(|path| is(name, path.strip_prefix("contrib/").unwrap())) {
+    let mut exercised = Vec::new();
+    for (name, by, words) in by_name.chain(by_words) {
+        let is = |path: &str| name == path || (name.ends_with('/') && path.starts_with(name));
+        let files: Vec<&str> = found.iter().copied().filter(|path| is(path)).collect();
+        if files.is_empty() {
             faults.push(format!("contrib/{name}: is not there"));
         }
-        // What exercises it knows it, or its folder, by name.
-        let mut words = name.trim_end_matches('/').rsplit('/');
-        let (file, folder) = (words.next().unwrap(), words.next());
         let text = super::read(by);
-        if !text.contains(file) && !folder.is_some_and(|folder| text.contains(folder)) {
-            faults.push(format!("contrib/{name}: {by} does not know it"));
+        for path in files {
+            let own = if path.contains('/') { path.to_owned() } else { format!("contrib/{path}") };
+            let words = words.unwrap_or(&own);
+            if !names(&text, words) {
+                faults.push(format!("contrib/{path}: {by} does not say {words}"));
+            }
+            exercised.push(path);
         }
     }
+    for path in found.iter().filter(|path| !exercised.contains(path)) {
+        faults.push(format!("contrib/{path}: nothing exercises it"));
+    }
     assert!(faults.is_empty(), "see EXERCISED in tests/tree/contrib.rs:\n{}", faults.join("\n"));
+}
+
+/// Whether the words stand in a line of the text that is no comment, and not as the beginning of a longer name.
+fn names(text: &str, words: &str) -> bool {
+    let is_code = |line: &&str| !line.trim_start().starts_with(['#', '/']);
+    let is_name = words.ends_with(char::is_alphanumeric);
+    let goes_on = |rest: &str| {
+        let mut rest = rest.chars();
+        let next = rest.next().unwrap_or(' ');
+        next.is_alphanumeric()
+            || "-_".contains(next)
+            || (next == '.' && rest.next().is_some_and(char::is_alphanumeric))
+    };
+    let mut lines = text.lines().filter(is_code);
+    lines.any(|line| {
+        line.match_indices(words).any(|(at, found)| !is_name || !goes_on(&line[at + found.len()..]))
+    })
+}
+
+#[test]
+fn a_file_is_named_only_in_full_and_only_by_code() {
+    for (text, words, expected) in [
+        ("run contrib/packages)", "contrib/packages", true),
+        ("source contrib/packages.sh", "contrib/packages", false),
+        ("copy nginx/mail.conf.", "nginx/mail.conf", true),
+        ("copy mail.conf of nginx", "nginx/mail.conf", false),
+        ("  // as nginx/mail.conf", "nginx/mail.conf", false),
+        ("# contrib/trixie makes it", "contrib/trixie", false),
+    ] {
+        assert_eq!(names(text, words), expected, "{words} in {text}");
+    }
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl Fixture {
     fn connect(&self, peer: Option<&str>) -> tokio::io::DuplexStream {
         let (ours, theirs) = tokio::io::duplex(1024 * 1024);
         let address = peer.map(|peer| std::net::SocketAddr::new(peer.parse().unwrap(), 4711));
-        let peer = Peer { credentials: None, address };
+        let peer = Peer { address, ..Peer::default() };
         tokio::spawn(serve(ours, peer, self.door(), CancellationToken::new()));
         theirs
     }
@@ -369,6 +369,18 @@ async fn the_clients_address_is_believed_from_trusted_peers_only() {
         let expected = expected.map(|ip| ip.parse::<IpAddr>().unwrap());
         assert_eq!(asked[0].client, expected, "{peer:?} {body}");
     }
+}
+
+#[tokio::test]
+async fn whom_a_proxy_does_not_name_stays_unknown_whatever_they_say() {
+    let fixture = Fixture::new();
+    let (ours, mut theirs) = tokio::io::duplex(4096);
+    let peer = Peer { unnamed: true, ..Peer::default() };
+    theirs.write_all(&post(FRY, "")).await.unwrap();
+
+    serve(ours, peer, fixture.door(), CancellationToken::new()).await;
+
+    assert_eq!(fixture.asked.lock().unwrap()[0].client, None);
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use crate::identity::{Address, Case};
 use crate::lookup::Lookup;
 use crate::metrics::Metrics;
 use crate::server::door::{Door, Shared};
+use crate::server::listener::Peer;
 use crate::store::{Mailbox, Origin, Standing, Store};
 
 /// amy with the alias wong, ann who is disabled, hal who only receives, kif who may only read, and zap of a domain
@@ -284,6 +285,46 @@ async fn at_the_end_of_the_daemon_idle_connections_end_and_what_was_asked_is_ans
 
     assert_eq!(idle.read(&mut [0; 8]).await.unwrap(), 0);
     assert_eq!(busy.read(&mut [0; 8]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn at_the_end_of_the_daemon_what_came_before_it_is_read_and_answered() {
+    let site = Site::new().await;
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    // The two are ready at the same time: a choice by chance would lose some of these.
+    for _ in 0..20 {
+        let (ours, mut peer) = tokio::io::duplex(1024);
+        peer.write_all(b"23:mailbox amy@example.org,").await.unwrap();
+        let door = Arc::new(MapsDoor::new(site.door.clone()));
+
+        maps::serve(ours, door, shutdown.clone()).await.unwrap();
+
+        let mut answer = String::new();
+        peer.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "18:OK amy@example.org,");
+    }
+}
+
+/// A client that a proxy does not name has no place: neither the proxy's word nor its own gives it one.
+#[tokio::test]
+async fn whom_a_proxy_does_not_name_stays_unknown_whatever_they_say() {
+    let site = Site::new().await;
+    let mut door = site.door.clone();
+    door.proxied = true;
+    door.trusted = vec!["127.0.0.0/8".parse().unwrap()];
+    let said = "192.0.2.55".parse().ok();
+    let address = |text: &str| text.parse().ok();
+
+    for (peer, client) in [
+        (Peer { unnamed: true, ..Peer::default() }, None),
+        (Peer { address: address("127.0.0.1:1"), ..Peer::default() }, said),
+        (Peer { address: address("192.0.2.9:1"), ..Peer::default() }, "192.0.2.9".parse().ok()),
+        (Peer::default(), said),
+    ] {
+        assert_eq!(door.client(said, &peer), client, "{peer:?}");
+        assert_eq!(door.believes(&peer), client == said, "{peer:?}");
+    }
 }
 
 #[test]

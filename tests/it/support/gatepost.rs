@@ -279,6 +279,11 @@ impl Gatepost {
     /// Writes the configuration as it is now and sends SIGHUP.
     pub(crate) fn hup(&self) {
         self.configuration.write();
+        self.hang_up();
+    }
+
+    /// Sends SIGHUP; the file is as it stands.
+    pub(crate) fn hang_up(&self) {
         self.running.as_ref().expect("gatepost runs").signal(Signal::HUP);
     }
 
