@@ -182,10 +182,9 @@ fn requests_that_are_no_login_are_answered_and_survived_over_http() {
 #[test]
 fn hostile_names_and_passwords_are_refused_through_the_mail_servers() {
     let slapd = Slapd::start();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
-    let postfix =
-        Postfix::start(&format!("unix:{}", gatepost.configuration.auth_socket().display()));
+    let postfix = Postfix::start(Home::Bookworm, &gatepost);
     let dovecot = Dovecot::start(place, Judge::Gatepost);
     let (ports, smtp) = ((dovecot.imap, dovecot.pop3, dovecot.sieve), postfix.port);
     let knock = |name: &[u8], password: &[u8]| {

@@ -9,6 +9,7 @@ const EXERCISED: &[(&str, &str)] = &[
     ("cyrus/imapd.conf", "tests/it/cyrus_exim.rs"),
     ("cyrus/main.cf", "tests/it/support/postfix.rs"),
     ("cyrus/smtpd.conf", "tests/it/cyrus_exim.rs"),
+    ("debian-tree", "tests/run"),
     ("dovecot-2.3/gatepost.conf", "contrib/quickstart"),
     ("dovecot-2.3/postfix.conf", "tests/it/support/dovecot.rs"),
     ("dovecot-2.4/gatepost.conf", "contrib/quickstart"),
@@ -38,7 +39,6 @@ const EXERCISED: &[(&str, &str)] = &[
     ("systemd/gatepost.service", "tests/it/contrib.rs"),
     ("systemd/gatepost.sysusers", "tests/it/contrib.rs"),
     ("systemd/gatepost.tmpfiles", "tests/it/contrib.rs"),
-    ("trixie", "tests/run"),
 ];
 
 #[test]
