@@ -14,7 +14,7 @@ use crate::support::clients::{
 use crate::support::dovecot::{Dovecot, Home, Judge, Place, TOKEN};
 use crate::support::gatepost::{Configuration, Gatepost};
 use crate::support::nginx::{MailPorts, Nginx};
-use crate::support::postfix::Postfix;
+use crate::support::postfix::{self, Postfix};
 use crate::support::slapd::{Slapd, mail_of, make_certificates, password_of};
 use crate::support::{free_port, printed, program, scratch, wait_until};
 
@@ -31,11 +31,11 @@ struct Proxied {
 
 impl Proxied {
     fn start(slapd: Slapd) -> Self {
-        let place = Place::new(Home::Bookworm);
-        let mut configuration = Configuration::new(&slapd).for_dovecot(&place);
+        let (place, queue) = (Place::new(Home::Bookworm), postfix::Place::new(Home::Bookworm));
+        let mut configuration = Configuration::new(&slapd).for_dovecot(&place).for_postfix(&queue);
         answers::configure(&mut configuration);
         let mut gatepost = configuration.start();
-        let postfix = Postfix::start(Home::Bookworm, &gatepost);
+        let postfix = Postfix::by_socket(queue);
         let dovecot = Dovecot::start(place, Judge::Gatepost);
         // A smtpd that starts while nobody answers its auth socket ends, and Postfix then starts no other for a minute.
         let reply = smtp_login(postfix.port, mail_of("fry"), password_of("fry"));

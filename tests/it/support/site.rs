@@ -18,13 +18,7 @@ impl Site {
     pub(crate) fn start() -> Self {
         let slapd = Slapd::start();
         let (place, queue) = (Place::new(Home::Bookworm), postfix::Place::new(Home::Bookworm));
-        let mut configuration = Configuration::new(&slapd).for_dovecot(&place);
-        let socket = queue.socket("auth");
-        let delay = "failure_delay = \"200ms\"";
-        configuration.set(
-            "listen.postfix",
-            &format!("protocol = \"dovecot-auth\"\npath = {socket:?}\n{delay}"),
-        );
+        let configuration = Configuration::new(&slapd).for_dovecot(&place).for_postfix(&queue);
         let gatepost = configuration.start();
         let postfix = Postfix::by_socket(queue);
         let dovecot = Dovecot::start(place, Judge::Gatepost);
