@@ -9,7 +9,8 @@ as_root() {
       echo "$1: the tests start Dovecot and Postfix, which need root: run it as root, or install sudo" >&2
       exit 1
     fi
-    local keep=HOME,CARGO_HOME,RUSTUP_HOME,CARGO_TARGET_DIR,GATEPOST_CACHE,CI,http_proxy,https_proxy,no_proxy
+    local keep=HOME,CARGO_HOME,RUSTUP_HOME,CARGO_TARGET_DIR,GATEPOST_CACHE,GATEPOST_BOOKWORM_TREE
+    keep+=,CI,http_proxy,https_proxy,no_proxy
     exec sudo --preserve-env="$keep" "PATH=$PATH" "$PWD/$1" "${@:2}"
   fi
   if [[ ${SUDO_USER:-root} != root ]]; then

@@ -56,7 +56,7 @@ struct Words {
 #[test]
 fn cyrus_sasl_and_exim_hear_these_words() {
     let mut slapd = answers::directory();
-    let (place, newer) = (Place::new(Home::Host), Place::new(Home::Trixie));
+    let (place, newer) = (Place::new(Home::Bookworm), Place::new(Home::Trixie));
     let mut configuration = Configuration::new(&slapd);
     answers::configure(&mut configuration);
     let mux = configuration.auth_socket().with_file_name("mux");
@@ -117,7 +117,7 @@ fn cyrus_sasl_and_exim_hear_these_words() {
 #[test]
 fn a_realm_is_a_part_of_the_name_where_it_is_a_mail_domain_of_ours() {
     let slapd = Slapd::start();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let mux = place.socket("saslauthd");
     let mut configuration = Configuration::new(&slapd);
     configuration.set("listen.saslauthd", &door(&mux));
@@ -167,7 +167,7 @@ fn a_realm_is_a_part_of_the_name_where_it_is_a_mail_domain_of_ours() {
 #[test]
 fn libsasl_reads_the_lines_for_cyrus_imap() {
     let slapd = Slapd::start();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let mux = place.socket("mux");
     let mut configuration = Configuration::new(&slapd);
     configuration.set("listen.cyrus", &door(&mux));
@@ -219,7 +219,7 @@ fn request(fields: &[&[u8]]) -> Vec<u8> {
 #[test]
 fn requests_of_saslauthds_protocol_come_in_every_form() {
     let slapd = Slapd::start();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let mux = place.socket("mux");
     let mut configuration = Configuration::new(&slapd);
     configuration.set("listen.saslauthd", &door(&mux));

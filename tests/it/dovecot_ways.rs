@@ -143,7 +143,7 @@ fn auth_test(dovecot: &Dovecot, judge: Judge, name: &str, password: &str) -> Vec
 
 #[test]
 fn by_lua_on_2_3_every_verdict_is_heard() {
-    World::start(Home::Host, Judge::Lua).check("Dovecot 2.3, Lua script");
+    World::start(Home::Bookworm, Judge::Lua).check("Dovecot 2.3, Lua script");
 }
 
 #[test]
@@ -153,17 +153,18 @@ fn by_lua_on_2_4_every_verdict_is_heard() {
 
 #[test]
 fn by_dict_every_verdict_is_heard() {
-    World::start(Home::Host, |_| Judge::Dict).check("Dovecot 2.3, dict");
+    World::start(Home::Bookworm, |_| Judge::Dict).check("Dovecot 2.3, dict");
 }
 
 #[test]
 fn by_checkpassword_every_verdict_is_heard() {
-    World::start(Home::Host, |_| Judge::Checkpassword).check("Dovecot 2.3, checkpassword");
+    World::start(Home::Bookworm, |_| Judge::Checkpassword).check("Dovecot 2.3, checkpassword");
 }
 
 #[test]
 fn by_sockets_of_ours_on_2_3_every_verdict_is_heard() {
-    World::start(Home::Host, |_| Judge::Sockets).check("Dovecot 2.3, sockets of Gatepost's own");
+    World::start(Home::Bookworm, |_| Judge::Sockets)
+        .check("Dovecot 2.3, sockets of Gatepost's own");
 }
 
 #[test]
@@ -175,7 +176,7 @@ fn by_sockets_of_ours_on_2_4_every_verdict_is_heard() {
 #[test]
 fn by_lua_a_door_without_look_ups_is_a_failure() {
     let slapd = answers::directory();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let mut configuration = Configuration::new(&slapd).for_other_ways(&place);
     configuration.change("listen.web", "serve", "[\"login\", \"health\"]");
     let judge = Judge::Lua(configuration.web);
@@ -219,7 +220,7 @@ fn without_the_daemon_everybody_hears_later() {
     let ways: [fn(u16) -> Judge; 4] =
         [Judge::Lua, |_| Judge::Dict, |_| Judge::Checkpassword, |_| Judge::Sockets];
     for way in ways {
-        let mut world = World::start(Home::Host, way);
+        let mut world = World::start(Home::Bookworm, way);
         let (name, password) = (mail_of("fry"), password_of("fry"));
         let reply = imap_login(world.dovecot.imap, &name, &password);
         assert!(reply.starts_with("a OK"), "{:?}: {reply}", world.judge);
@@ -259,7 +260,7 @@ fn master(socket: &Path, commands: &str, lines: usize) -> Vec<String> {
 #[test]
 fn a_login_on_a_socket_of_ours_is_claimed_once_and_only_where_not_everybody_may_ask() {
     let slapd = Slapd::start();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let mut configuration = Configuration::new(&slapd).for_other_ways(&place);
     let (private, open) = (place.path("dovecot-master"), place.path("open"));
     configuration.set(

@@ -27,6 +27,8 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::support::dovecot::Home;
+
 const SHIM: &str = env!("CARGO_BIN_EXE_gatepost-dovecot-auth");
 const NOBODY: u32 = 65534;
 
@@ -386,10 +388,9 @@ struct Dovecot {
 
 impl Dovecot {
     fn start() -> Self {
-        let directory = TempDir::new().unwrap();
-        set_mode(directory.path(), 0o755);
+        let directory = Home::Bookworm.scratch();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let base = directory.path().display();
+        let base = Home::Bookworm.seen_inside(directory.path()).display().to_string();
         // The shim must be where every user may run it.
         let shim = directory.path().join("gatepost-dovecot-auth");
         std::fs::copy(SHIM, &shim).unwrap();
@@ -398,14 +399,14 @@ impl Dovecot {
              disable_plaintext_auth = no\nlisten = 127.0.0.1\nmail_location = maildir:~/Maildir\n\
              service imap-login {{\n inet_listener imap {{\n port = {port}\n }}\n \
              inet_listener imaps {{\n port = 0\n }}\n}}\n\
-             service auth {{\n executable = {} {base}/door\n}}\n",
-            shim.display()
+             service auth {{\n executable = {base}/gatepost-dovecot-auth {base}/door\n}}\n"
         );
         std::fs::write(directory.path().join("dovecot.conf"), text).unwrap();
-        let master = Command::new("dovecot")
+        let master = Home::Bookworm
+            .program("/usr/sbin/dovecot", "dovecot-core")
             .arg("-F")
             .arg("-c")
-            .arg(directory.path().join("dovecot.conf"))
+            .arg(format!("{base}/dovecot.conf"))
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -420,8 +421,9 @@ impl Dovecot {
     }
 
     fn doveadm(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new("doveadm");
-        command.arg("-c").arg(self.directory.path().join("dovecot.conf")).args(arguments);
+        let mut command = Home::Bookworm.program("/usr/bin/doveadm", "dovecot-core");
+        let file = self.directory.path().join("dovecot.conf");
+        command.arg("-c").arg(Home::Bookworm.seen_inside(&file)).args(arguments);
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     }
 

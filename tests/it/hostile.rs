@@ -7,7 +7,7 @@ use crate::support::clients::{
 };
 use crate::support::dovecot::{Dovecot, Home, Judge, Place};
 use crate::support::gatepost::{Configuration, Gatepost};
-use crate::support::postfix::Postfix;
+use crate::support::postfix::{self, Postfix};
 use crate::support::slapd::{Slapd, mail_of, password_of};
 
 /// Names that are nobody's, whatever a filter, a DN, a path, a log line or a protocol might make of them.
@@ -182,10 +182,9 @@ fn requests_that_are_no_login_are_answered_and_survived_over_http() {
 #[test]
 fn hostile_names_and_passwords_are_refused_through_the_mail_servers() {
     let slapd = Slapd::start();
-    let place = Place::new(Home::Host);
-    let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
-    let postfix =
-        Postfix::start(&format!("unix:{}", gatepost.configuration.auth_socket().display()));
+    let (place, queue) = (Place::new(Home::Bookworm), postfix::Place::new(Home::Bookworm));
+    let gatepost = Configuration::new(&slapd).for_dovecot(&place).for_postfix(&queue).start();
+    let postfix = Postfix::by_socket(queue);
     let dovecot = Dovecot::start(place, Judge::Gatepost);
     let (ports, smtp) = ((dovecot.imap, dovecot.pop3, dovecot.sieve), postfix.port);
     let knock = |name: &[u8], password: &[u8]| {

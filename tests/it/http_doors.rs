@@ -31,12 +31,11 @@ struct Proxied {
 
 impl Proxied {
     fn start(slapd: Slapd) -> Self {
-        let place = Place::new(Home::Host);
-        let mut configuration = Configuration::new(&slapd).for_dovecot(&place);
+        let (place, queue) = (Place::new(Home::Bookworm), postfix::Place::new(Home::Bookworm));
+        let mut configuration = Configuration::new(&slapd).for_dovecot(&place).for_postfix(&queue);
         answers::configure(&mut configuration);
         let mut gatepost = configuration.start();
-        let socket = gatepost.configuration.auth_socket();
-        let postfix = Postfix::start(&format!("unix:{}", socket.display()));
+        let postfix = Postfix::by_socket(queue);
         let dovecot = Dovecot::start(place, Judge::Gatepost);
         // A smtpd that starts while nobody answers its auth socket ends, and Postfix then starts no other for a minute.
         let reply = smtp_login(postfix.port, mail_of("fry"), password_of("fry"));
@@ -506,7 +505,7 @@ fn mailcow(configuration: &mut Configuration, temp_failure: &str) -> u16 {
 #[test]
 fn mailcows_dovecot_lets_people_in_by_the_lines_for_its_extra_conf() {
     let mut slapd = Slapd::start();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let mut configuration = Configuration::new(&slapd).for_other_ways(&place);
     let port = pasted_door(&mut configuration, "dovecot", "");
     let mut gatepost = configuration.start();

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::support::clients::{AuthClient, Wire, imap_login, pop3_login, sieve_login, smtp_login};
+use crate::support::dovecot::Home;
 use crate::support::gatepost::{Configuration, Gatepost};
 use crate::support::postfix::Postfix;
 use crate::support::site::Site;
@@ -228,7 +229,7 @@ fn postfix_over_tcp_finds_its_way_back_at_the_first_login_after_a_later() {
     // mere end of stream lets that one write through: the next login would hear "later" for nothing.
     let mut slapd = Slapd::start();
     let gatepost = Configuration::new(&slapd).start();
-    let postfix = Postfix::start(&format!("inet:127.0.0.1:{}", gatepost.configuration.auth_port));
+    let postfix = Postfix::start(Home::Bookworm, &gatepost);
     let login = |uid: &str| smtp_login(postfix.port, mail_of(uid), password_of(uid));
     assert_eq!(login("fry").get(..3), Some("235"));
 

@@ -8,7 +8,7 @@ use crate::support::clients::{
     smtp_login,
 };
 use crate::support::dovecot::{Dovecot, Home, Judge, Place};
-use crate::support::postfix::Postfix;
+use crate::support::postfix::{self, Postfix};
 use crate::support::slapd::{FORMER, Slapd, Wish, dn_of, mail_of, password_of};
 use crate::support::{listens, program};
 
@@ -81,7 +81,7 @@ fn slapd_shows_its_certificate_to_those_who_know_its_authority() {
 
 #[test]
 fn postfix_says_454_while_nobody_answers_its_sasl_socket() {
-    let postfix = Postfix::start("unix:/nonexistent/auth");
+    let postfix = Postfix::with_sasl(postfix::Place::new(Home::Bookworm), "unix:/nonexistent/auth");
 
     let reply = smtp_login(postfix.port, "fry", "secret");
 
@@ -91,8 +91,8 @@ fn postfix_says_454_while_nobody_answers_its_sasl_socket() {
 }
 
 #[test]
-fn dovecot_of_this_machine_opens_its_doors_to_its_own_judge() {
-    the_doors_open(Home::Host);
+fn dovecot_2_3_of_debian_12_opens_its_doors_to_its_own_judge() {
+    the_doors_open(Home::Bookworm);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Whole messages through a Postfix whose every table and policy is Gatepost's, and a Dovecot beside it, both with the
-//! very lines of contrib: 3.7 and 2.3 of this machine, 3.10 and 2.4 of the Debian 13 tree.
+//! very lines of contrib: 3.7 and 2.3 of Debian 12, 3.10 and 2.4 of Debian 13.
 
 use std::fs;
 use std::time::Duration;
@@ -101,7 +101,7 @@ fn a_message_of_somebody_logged_in_arrives(home: Home) {
 
 #[test]
 fn a_message_of_somebody_logged_in_arrives_at_an_alias_with_detail_postfix_3_7() {
-    a_message_of_somebody_logged_in_arrives(Home::Host);
+    a_message_of_somebody_logged_in_arrives(Home::Bookworm);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_sender_who_is_somebody_else_is_refused(home: Home) {
 
 #[test]
 fn a_sender_who_is_somebody_else_is_refused_postfix_3_7() {
-    a_sender_who_is_somebody_else_is_refused(Home::Host);
+    a_sender_who_is_somebody_else_is_refused(Home::Bookworm);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_sender_who_is_somebody_else_is_refused_postfix_3_10() {
 
 #[test]
 fn a_mailbox_that_is_disabled_while_its_owner_is_logged_in_sends_no_more() {
-    let site = MailSite::start(Home::Host);
+    let site = MailSite::start(Home::Bookworm);
     let fry = "fry@planetexpress.com";
     let mut smtp = Smtp::login(site.postfix.open_submission, fry, &password_of("fry"));
     let ask = |smtp: &mut Smtp, from: &str| smtp.ask(from, "leela@planetexpress.com");
@@ -190,7 +190,7 @@ fn a_full_mailbox_is_refused_before_the_message(home: Home) {
 
 #[test]
 fn a_full_mailbox_is_refused_before_the_message_dovecot_2_3() {
-    a_full_mailbox_is_refused_before_the_message(Home::Host);
+    a_full_mailbox_is_refused_before_the_message(Home::Bookworm);
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn with_the_store_away_mail_is_put_off_and_never_refused(home: Home) {
 
 #[test]
 fn with_the_store_away_mail_is_put_off_and_never_refused_postfix_3_7() {
-    with_the_store_away_mail_is_put_off_and_never_refused(Home::Host);
+    with_the_store_away_mail_is_put_off_and_never_refused(Home::Bookworm);
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn check(postmap: &Postmap, map: &str, key: &str, value: &str) {
 fn postmap_of_both_versions_finds_what_is_there() {
     let tables = Tables::start();
 
-    for home in [Home::Host, Home::Trixie] {
+    for home in [Home::Bookworm, Home::Trixie] {
         let postmap = Postmap::new(home, tables.maps);
         for (map, key, value) in [
             ("domain", "planetexpress.com", "planetexpress.com"),
@@ -125,7 +125,7 @@ fn postmap_of_both_versions_hears_of_odd_keys_that_they_are_nobodys() {
     let tables = Tables::start();
     let long = format!("{}@planetexpress.com", "x".repeat(10_000 - 18));
 
-    for home in [Home::Host, Home::Trixie] {
+    for home in [Home::Bookworm, Home::Trixie] {
         let postmap = Postmap::new(home, tables.maps);
         for key in [
             "*",
@@ -157,7 +157,7 @@ fn postmap_of_both_versions_hears_of_odd_keys_that_they_are_nobodys() {
 #[test]
 fn with_the_store_away_postmap_hears_later_and_never_not_found() {
     let tables = Tables::start();
-    let postmap = [Home::Host, Home::Trixie].map(|home| Postmap::new(home, tables.maps));
+    let postmap = [Home::Bookworm, Home::Trixie].map(|home| Postmap::new(home, tables.maps));
     check(&postmap[0], "mailbox", "fry@planetexpress.com", "fry@planetexpress.com");
 
     tables.lose_store();
@@ -182,7 +182,7 @@ fn with_the_store_away_postmap_hears_later_and_never_not_found() {
 #[test]
 fn mail_for_a_disabled_mailbox_goes_by_disabled_delivery() {
     let mut tables = Tables::start();
-    let postmap = Postmap::new(Home::Host, tables.maps);
+    let postmap = Postmap::new(Home::Bookworm, tables.maps);
     let (name, alias) = ("professor@planetexpress.com", "hubert@planetexpress.com");
     check(&postmap, "mailbox", name, name);
 

@@ -1,4 +1,4 @@
-//! The shim in Dovecot 2.3 or whatever this machine has: Dovecot's own tools as judges, and the life and death of
+//! The shim in Dovecot 2.3: Dovecot's own tools as judges, and the life and death of
 //! the daemon behind it.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::support::{pass_time, printed};
 
 fn start() -> (Dovecot, Gatepost, Slapd) {
     let slapd = Slapd::start();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
     (Dovecot::start(place, Judge::Gatepost), gatepost, slapd)
 }
@@ -148,7 +148,7 @@ fn logins_go_on_after_150_seconds_without_any() {
 #[test]
 fn a_daemon_that_starts_after_dovecot_serves_those_who_wait() {
     let slapd = Slapd::start();
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let configuration = Configuration::new(&slapd).for_dovecot(&place);
     let dovecot = Dovecot::start(place, Judge::Gatepost);
 

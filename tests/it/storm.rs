@@ -13,7 +13,7 @@ const RECRUITS: usize = 30;
 #[test]
 fn thirty_people_with_six_simultaneous_first_logins_each_get_thirty_mailboxes_and_no_error() {
     let slapd = Slapd::with(Wish { recruits: RECRUITS, ..Wish::default() });
-    let place = Place::new(Home::Host);
+    let place = Place::new(Home::Bookworm);
     let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
     let dovecot = Dovecot::start(place, Judge::Gatepost);
     let socket = gatepost.configuration.auth_socket();

@@ -11,6 +11,7 @@ const EXERCISED: &[(&str, &str)] = &[
     ("cyrus/imapd.conf", "tests/it/cyrus_exim.rs"),
     ("cyrus/main.cf", "tests/it/support/postfix.rs"),
     ("cyrus/smtpd.conf", "tests/it/cyrus_exim.rs"),
+    ("debian-tree", "tests/run"),
     ("dovecot-2.3/postfix.conf", "tests/it/support/dovecot.rs"),
     ("dovecot-2.4/postfix.conf", "tests/it/support/dovecot.rs"),
     ("dovecot-dict/", "tests/it/support/dovecot.rs"),
@@ -27,7 +28,6 @@ const EXERCISED: &[(&str, &str)] = &[
     ("packages.sh", "contrib/prepare"),
     ("postfix/", "contrib/quickstart"),
     ("prepare", "tests/run"),
-    ("trixie", "tests/run"),
 ];
 
 /// The same where the name is put together or a whole folder is listed, and by which words.

@@ -1,10 +1,11 @@
-//! A private Dovecot: 2.3 of Debian 12 or 2.4 of Debian 13. Whichever the host has runs there; 2.4 always also runs
-//! in the Debian 13 tree that `contrib/trixie` makes.
+//! A private Dovecot: 2.3 of Debian 12 or 2.4 of Debian 13, in the trees that `contrib/debian-tree` makes. A host that
+//! is a Debian 12 is its own.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -21,10 +22,55 @@ const PACKAGES: &str =
 /// Where it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
-    /// On this machine.
-    Host,
-    /// In the Debian 13 tree.
+    /// Debian 12: this machine, where it is one and `GATEPOST_BOOKWORM_TREE` is not set; otherwise its tree.
+    Bookworm,
+    /// The Debian 13 tree.
     Trixie,
+}
+
+impl Home {
+    /// The directory that programs are locked in; `None` is this machine itself.
+    fn tree(self) -> Option<PathBuf> {
+        static IS_BOOKWORM: LazyLock<bool> = LazyLock::new(|| {
+            let release = read_text(Path::new("/etc/os-release"));
+            std::env::var_os("GATEPOST_BOOKWORM_TREE").is_none()
+                && release.lines().any(|line| line == "VERSION_CODENAME=bookworm")
+        });
+        let release = match self {
+            Self::Bookworm if *IS_BOOKWORM => return None,
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        };
+        let cache = std::env::var_os("GATEPOST_CACHE").unwrap_or("/var/cache/gatepost".into());
+        let tree = PathBuf::from(cache).join(release);
+        assert!(
+            tree.join(".complete").exists(),
+            "no Debian in {0}: contrib/debian-tree {release} {0} (package debootstrap)",
+            tree.display()
+        );
+        Some(tree)
+    }
+
+    /// A directory of one's own, which programs there can reach.
+    pub(crate) fn scratch(self) -> TempDir {
+        scratch(&self.tree().unwrap_or("/".into()).join("tmp"))
+    }
+
+    /// A path of the host, as programs there see it.
+    pub(crate) fn seen_inside(self, path: &Path) -> PathBuf {
+        match self.tree() {
+            Some(tree) => Path::new("/").join(path.strip_prefix(tree).unwrap()),
+            None => path.to_owned(),
+        }
+    }
+
+    /// The command for a program there, which this package has.
+    pub(crate) fn program(self, path: &str, package: &str) -> Command {
+        let Some(tree) = self.tree() else { return program(path, package) };
+        let mut command = program("/usr/sbin/chroot", "coreutils");
+        command.arg(tree).arg(path);
+        command
+    }
 }
 
 /// Who answers its questions.
@@ -102,10 +148,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(home: Home) -> Self {
-        let directory = match home {
-            Home::Host => scratch(Path::new("/tmp")),
-            Home::Trixie => scratch(&trixie().join("tmp")),
-        };
+        let directory = home.scratch();
         directory_of(&directory.path().join("mail"), MAIL_ID, 0o755);
         Self { home, directory }
     }
@@ -137,12 +180,7 @@ impl Place {
 
     /// The directory as Dovecot sees it.
     fn seen_inside(&self) -> PathBuf {
-        match self.home {
-            Home::Host => self.directory.path().to_owned(),
-            Home::Trixie => {
-                Path::new("/").join(self.directory.path().strip_prefix(trixie()).unwrap())
-            }
-        }
+        self.home.seen_inside(self.directory.path())
     }
 }
 
@@ -273,19 +311,6 @@ impl Drop for Dovecot {
     }
 }
 
-/// The Debian 13 tree.
-pub(crate) fn trixie() -> PathBuf {
-    let cache = std::env::var_os("GATEPOST_CACHE").unwrap_or("/var/cache/gatepost".into());
-    let tree = PathBuf::from(cache).join("trixie");
-    let complete = tree.join(".complete").exists();
-    assert!(
-        complete,
-        "no Debian 13 in {0}: contrib/trixie {0} (package debootstrap)",
-        tree.display()
-    );
-    tree
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
     V23,
@@ -294,25 +319,18 @@ enum Version {
 
 fn version(home: Home) -> Version {
     let text = run(inside(home, "/usr/sbin/dovecot", "dovecot-core").arg("--version"));
-    if text.starts_with("2.3.") {
-        return Version::V23;
-    }
-    assert!(text.starts_with("2.4."), "Dovecot {text} is not known to these tests");
-    Version::V24
+    let (start, version) = match home {
+        Home::Bookworm => ("2.3.", Version::V23),
+        Home::Trixie => ("2.4.", Version::V24),
+    };
+    assert!(text.starts_with(start), "Dovecot {text} instead of {start}");
+    version
 }
 
 fn inside(home: Home, path: &str, package: &str) -> Command {
-    match home {
-        Home::Host => {
-            assert!(Path::new("/usr/lib/dovecot/imap").exists(), "apt-get install {PACKAGES}");
-            program(path, package)
-        }
-        Home::Trixie => {
-            let mut command = program("/usr/sbin/chroot", "coreutils");
-            command.arg(trixie()).arg(path);
-            command
-        }
-    }
+    let imap = home.tree().unwrap_or("/".into()).join("usr/lib/dovecot/imap");
+    assert!(imap.exists(), "apt-get install {PACKAGES}");
+    home.program(path, package)
 }
 
 /// The other files that are for pasting.

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use super::clients::http;
 use super::dovecot::Place;
+use super::postfix;
 use super::slapd::{LEAK_MARK, PEOPLE, SERVICE_DN, SERVICE_PASSWORD, Slapd};
 use super::{MAIL_ID, Running, directory_of, free_port, program, read_text, scratch, wait_until};
 
@@ -57,6 +58,16 @@ impl Configuration {
             &format!("protocol = \"dovecot\"\npath = {path:?}\nfailure_delay = \"200ms\""),
         );
         self.home(&place.home_template());
+        self
+    }
+
+    /// Opens the socket at which a Postfix that will run there asks about passwords.
+    pub(crate) fn for_postfix(mut self, place: &postfix::Place) -> Self {
+        let path = place.socket("auth");
+        self.set(
+            "listen.postfix",
+            &format!("protocol = \"dovecot-auth\"\npath = {path:?}\nfailure_delay = \"200ms\""),
+        );
         self
     }
 

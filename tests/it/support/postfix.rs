@@ -1,16 +1,17 @@
-//! A private Postfix: of this machine, or of the Debian 13 tree. Its smtpd asks an auth socket; or all of it asks
+//! A private Postfix: 3.7 of Debian 12 or 3.10 of Debian 13. Its smtpd asks an auth socket; or all of it asks
 //! Gatepost, as contrib/postfix says.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::dovecot::{Home, trixie};
-use super::{directory_of, free_port, listens, program, read_text, run, scratch, wait_until};
+use super::dovecot::Home;
+use super::gatepost::Gatepost;
+use super::{directory_of, free_port, listens, program, read_text, run, wait_until};
 
 /// A running Postfix.
 #[derive(Debug)]
@@ -33,16 +34,13 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(home: Home) -> Self {
-        let directory = match home {
-            Home::Host => scratch(Path::new("/tmp")),
-            Home::Trixie => scratch(&trixie().join("tmp")),
-        };
+        let directory = home.scratch();
         let place = Self { home, directory };
         let path = place.directory.path();
         fs::create_dir(path.join("etc")).unwrap();
         fs::create_dir(path.join("spool")).unwrap();
         let id = |flag: &str| -> u32 {
-            run(inside(home, "/usr/bin/id", "coreutils").args([flag, "postfix"]))
+            run(home.program("/usr/bin/id", "coreutils").args([flag, "postfix"]))
                 .trim()
                 .parse()
                 .unwrap()
@@ -70,12 +68,7 @@ impl Place {
 
     /// The directory as Postfix sees it.
     fn inner(&self) -> PathBuf {
-        match self.home {
-            Home::Host => self.directory.path().to_owned(),
-            Home::Trixie => {
-                Path::new("/").join(self.directory.path().strip_prefix(trixie()).unwrap())
-            }
-        }
+        self.home.seen_inside(self.directory.path())
     }
 
     fn certificate(&self) {
@@ -88,15 +81,27 @@ impl Place {
 }
 
 impl Postfix {
+    /// Asks this daemon by TCP: its own unix sockets cannot be seen from inside a tree.
+    pub(crate) fn start(home: Home, judge: &Gatepost) -> Self {
+        let sasl_path = format!("inet:127.0.0.1:{}", judge.configuration.auth_port);
+        Self::with_sasl(Place::new(home), &sasl_path)
+    }
+
+    /// Asks by the socket `auth` of this place.
+    pub(crate) fn by_socket(place: Place) -> Self {
+        let sasl_path = format!("unix:{}/gatepost/auth", place.spool().display());
+        Self::with_sasl(place, &sasl_path)
+    }
+
     /// `sasl_path` is what `smtpd_sasl_path` takes: `unix:/path` or `inet:host:port`.
-    pub(crate) fn start(sasl_path: &str) -> Self {
+    pub(crate) fn with_sasl(place: Place, sasl_path: &str) -> Self {
         let sasl = format!(
             "smtpd_sasl_auth_enable = yes\nsmtpd_sasl_type = dovecot\nsmtpd_sasl_path = {sasl_path}\n\
              smtpd_sasl_security_options = noanonymous\n\
              smtpd_relay_restrictions = permit_sasl_authenticated, reject\n"
         );
         // Outside the chroot, where the path of a socket means what it says.
-        Self::run(Place::new(Home::Host), &sasl, "", 'n')
+        Self::run(place, &sasl, "", 'n')
     }
 
     /// With the very lines of contrib/postfix; Gatepost's and Dovecot's sockets are where those say.
@@ -125,7 +130,7 @@ impl Postfix {
         let main = include_str!("../../../contrib/cyrus/main.cf");
         let main = main.replace("/etc/postfix", place.inner().join("etc").to_str().unwrap());
         let relay = "smtpd_relay_restrictions = permit_sasl_authenticated, reject\n";
-        Self::run(place, &(main + relay), "", 'n')
+        Self::run(place, &(main + relay), "", 'y')
     }
 
     fn run(place: Place, main: &str, master: &str, chroot: char) -> Self {
@@ -147,7 +152,7 @@ impl Postfix {
     }
 
     fn command(&self, word: &str) {
-        let mut command = inside(self.place.home, "/usr/sbin/postfix", "postfix");
+        let mut command = self.place.home.program("/usr/sbin/postfix", "postfix");
         // A daemon must not keep the test's own output open.
         command.stdin(Stdio::null());
         let output = command.arg("-c").arg(self.place.inner().join("etc")).arg(word).output();
@@ -179,21 +184,22 @@ impl Postmap {
     }
 
     pub(crate) fn ask(&self, map: &str, key: &str) -> Output {
-        let mut command = inside(self.place.home, "/usr/sbin/postmap", "postfix");
+        let mut command = self.place.home.program("/usr/sbin/postmap", "postfix");
         command.arg("-c").arg(self.place.inner().join("etc")).arg("-q").arg(key);
         command.arg(format!("socketmap:inet:127.0.0.1:{}:{map}", self.port));
         command.stdin(Stdio::null()).output().unwrap()
     }
-}
 
-fn inside(home: Home, path: &str, package: &str) -> Command {
-    match home {
-        Home::Host => program(path, package),
-        Home::Trixie => {
-            let mut command = program("/usr/sbin/chroot", "coreutils");
-            command.arg(trixie()).arg(path);
-            command
+    /// Its exit code and what it printed, without the port and whatever errno happened to be.
+    pub(crate) fn said(&self, map: &str, key: &str) -> String {
+        let output = self.ask(map, key);
+        let mut printed = super::printed(&output).replace(&self.port.to_string(), "…");
+        let error = "query error: ";
+        if let Some(at) = printed.find(error) {
+            printed.replace_range(at + error.len().., "…");
         }
+        let code = output.status.code().unwrap_or(-1);
+        format!("exit {code}: {}", printed.trim()).trim_end_matches(": ").to_owned()
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::dovecot::{Dovecot, Home, Judge, Place};
 use super::gatepost::{Configuration, Gatepost};
-use super::postfix::Postfix;
+use super::postfix::{self, Postfix};
 use super::slapd::Slapd;
 
-/// One of each on this machine.
+/// One of each, as Debian 12 has them.
 pub(crate) struct Site {
     // In the order in which they are to be stopped: no front may lose its judge while it still runs.
     pub(crate) postfix: Postfix,
@@ -17,10 +17,10 @@ pub(crate) struct Site {
 impl Site {
     pub(crate) fn start() -> Self {
         let slapd = Slapd::start();
-        let place = Place::new(Home::Host);
-        let gatepost = Configuration::new(&slapd).for_dovecot(&place).start();
-        let postfix =
-            Postfix::start(&format!("unix:{}", gatepost.configuration.auth_socket().display()));
+        let (place, queue) = (Place::new(Home::Bookworm), postfix::Place::new(Home::Bookworm));
+        let configuration = Configuration::new(&slapd).for_dovecot(&place).for_postfix(&queue);
+        let gatepost = configuration.start();
+        let postfix = Postfix::by_socket(queue);
         let dovecot = Dovecot::start(place, Judge::Gatepost);
         Self { postfix, dovecot, gatepost, slapd }
     }
