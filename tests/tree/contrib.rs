@@ -35,6 +35,7 @@ const EXERCISED: &[(&str, &str)] = &[
     ("systemd/gatepost-maps.socket", "tests/it/contrib.rs"),
     ("systemd/gatepost-policy.socket", "tests/it/contrib.rs"),
     ("systemd/gatepost-postfix.socket", "tests/it/contrib.rs"),
+    ("systemd/gatepost-saslauthd.socket", "tests/it/contrib.rs"),
     ("systemd/gatepost.service", "tests/it/contrib.rs"),
     ("systemd/gatepost.sysusers", "tests/it/contrib.rs"),
     ("systemd/gatepost.tmpfiles", "tests/it/contrib.rs"),
