@@ -120,7 +120,8 @@ impl Postfix {
         let main = include_str!("../../../contrib/cyrus/main.cf");
         let main = main.replace("/etc/postfix", place.inner().join("etc").to_str().unwrap());
         let relay = "smtpd_relay_restrictions = permit_sasl_authenticated, reject\n";
-        Self::run(place, &(main + relay), "", 'n')
+        // In the chroot, as Debian has it: an absolute path in smtpd.conf means the one seen from there.
+        Self::run(place, &(main + relay), "", 'y')
     }
 
     fn run(place: Place, main: &str, master: &str, chroot: char) -> Self {
