@@ -164,6 +164,45 @@ fn a_realm_is_a_part_of_the_name_where_it_is_a_mail_domain_of_ours() {
     }
 }
 
+fn by_cyrus_sasl_whoever_typed_an_alias_sends(home: Home) {
+    let slapd = Slapd::start();
+    let place = Place::new(home);
+    let mut configuration = Configuration::new(&slapd);
+    configuration.set("listen.saslauthd", &door(&place.socket("saslauthd")));
+    let policy = place.socket("policy");
+    configuration
+        .set("listen.policy", &format!("protocol = \"postfix-policy\"\npath = {policy:?}"));
+    configuration.add("login", "default_domain = \"planetexpress.com\"");
+    let gatepost = configuration.start();
+    let postfix = Postfix::with_cyrus(place, SMTPD_CONF);
+    let log = || postfix.log() + &gatepost.log();
+
+    for typed in ["hubert@planetexpress.com", "professor", "Professor@PlanetExpress.com"] {
+        let mut smtp = Smtp::login(postfix.port, typed, &password_of("professor"));
+        for from in ["<professor@planetexpress.com>", "<hubert@planetexpress.com>", "<>"] {
+            let reply = smtp.ask(from, "joe@elsewhere.example");
+            assert!(reply.starts_with("250"), "{typed} as {from}: {reply}: {}", log());
+        }
+        for from in ["fry@planetexpress.com", "nobody@planetexpress.com", "boss@bank.example"] {
+            let reply = smtp.ask(&format!("<{from}>"), "joe@elsewhere.example");
+            let refusal = format!(
+                "553 5.7.1 <{from}>: Sender address rejected: not owned by user professor@planetexpress.com"
+            );
+            assert_eq!(reply, refusal, "{typed}: {}", log());
+        }
+    }
+}
+
+#[test]
+fn by_cyrus_sasl_whoever_typed_an_alias_sends_postfix_3_7() {
+    by_cyrus_sasl_whoever_typed_an_alias_sends(Home::Host);
+}
+
+#[test]
+fn by_cyrus_sasl_whoever_typed_an_alias_sends_postfix_3_10() {
+    by_cyrus_sasl_whoever_typed_an_alias_sends(Home::Trixie);
+}
+
 #[test]
 fn libsasl_reads_the_lines_for_cyrus_imap() {
     let slapd = Slapd::start();
