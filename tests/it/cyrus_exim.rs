@@ -357,3 +357,49 @@ fn exim_finds_mailboxes_and_aliases_and_puts_mail_off_while_they_cannot_be_looke
     gatepost.stop();
     check("fry@planetexpress.com", "451 Temporary local problem - please try later");
 }
+
+#[test]
+fn by_exim_whoever_is_logged_in_sends_as_themselves_and_as_nobody_else() {
+    let slapd = Slapd::start();
+    let mut configuration = Configuration::new(&slapd);
+    let maps = configuration.auth_socket().with_file_name("maps");
+    let mux = configuration.auth_socket().with_file_name("mux");
+    configuration.set("listen.mux", &door(&mux));
+    let lines = format!("protocol = \"socketmap\"\npath = {maps:?}\nmode = \"0666\"");
+    configuration.set("listen.maps", &lines);
+    let auth = Judge::Dovecot(configuration.auth_socket().display().to_string());
+    let mut gatepost = configuration.start();
+    assert_eq!(gatepost.login(&mail_of("fry"), &password_of("fry")).status, 200);
+    let exims =
+        [auth, Judge::Saslauthd(mux)].map(|judge| Exim::start(&judge, &maps.display().to_string()));
+    let password = password_of("professor");
+    let typed = "hubert@planetexpress.com";
+    let mut sessions = Vec::new();
+
+    for (exim, user) in exims.iter().zip(["professor@planetexpress.com", typed]) {
+        let mut smtp = Smtp::login(exim.port, typed, &password);
+        for from in ["<professor@planetexpress.com>", "<hubert+lab@planetexpress.com>", "<>"] {
+            let reply = smtp.ask(from, "joe@elsewhere.example");
+            assert_eq!(reply, "250 Accepted", "{from}: {}", exim.log());
+        }
+        for from in ["fry@planetexpress.com", "nobody@planetexpress.com", "boss@bank.example"] {
+            let reply = smtp.ask(&format!("<{from}>"), "joe@elsewhere.example");
+            assert_eq!(reply, format!("550 not owned by user {user}"), "{from}: {}", exim.log());
+        }
+        // Whoever is not logged in is not asked whose the sender is.
+        let reply = Smtp::connect(exim.port).ask("<fry@planetexpress.com>", typed);
+        assert_eq!(reply, "250 Accepted", "{}", exim.log());
+        sessions.push(smtp);
+    }
+    let mut ask = |wanted: &str| {
+        for (smtp, exim) in sessions.iter_mut().zip(&exims) {
+            let reply = smtp.ask("<leela@planetexpress.com>", "joe@elsewhere.example");
+            assert_eq!(reply, wanted, "{}", exim.log());
+        }
+    };
+    gatepost.store_is_there(false);
+    ask("451 senders cannot be looked up now");
+    gatepost.store_is_there(true);
+    gatepost.stop();
+    ask("451 Temporary local problem - please try later");
+}
