@@ -164,6 +164,45 @@ fn a_realm_is_a_part_of_the_name_where_it_is_a_mail_domain_of_ours() {
     }
 }
 
+fn by_cyrus_sasl_whoever_typed_an_alias_sends(home: Home) {
+    let slapd = Slapd::start();
+    let place = Place::new(home);
+    let mut configuration = Configuration::new(&slapd);
+    configuration.set("listen.saslauthd", &door(&place.socket("saslauthd")));
+    let policy = place.socket("policy");
+    configuration
+        .set("listen.policy", &format!("protocol = \"postfix-policy\"\npath = {policy:?}"));
+    configuration.add("login", "default_domain = \"planetexpress.com\"");
+    let gatepost = configuration.start();
+    let postfix = Postfix::with_cyrus(place, SMTPD_CONF);
+    let log = || postfix.log() + &gatepost.log();
+
+    for typed in ["hubert@planetexpress.com", "professor", "Professor@PlanetExpress.com"] {
+        let mut smtp = Smtp::login(postfix.port, typed, &password_of("professor"));
+        for from in ["<professor@planetexpress.com>", "<hubert@planetexpress.com>", "<>"] {
+            let reply = smtp.ask(from, "joe@elsewhere.example");
+            assert!(reply.starts_with("250"), "{typed} as {from}: {reply}: {}", log());
+        }
+        for from in ["fry@planetexpress.com", "nobody@planetexpress.com", "boss@bank.example"] {
+            let reply = smtp.ask(&format!("<{from}>"), "joe@elsewhere.example");
+            let refusal = format!(
+                "553 5.7.1 <{from}>: Sender address rejected: not owned by user professor@planetexpress.com"
+            );
+            assert_eq!(reply, refusal, "{typed}: {}", log());
+        }
+    }
+}
+
+#[test]
+fn by_cyrus_sasl_whoever_typed_an_alias_sends_postfix_3_7() {
+    by_cyrus_sasl_whoever_typed_an_alias_sends(Home::Host);
+}
+
+#[test]
+fn by_cyrus_sasl_whoever_typed_an_alias_sends_postfix_3_10() {
+    by_cyrus_sasl_whoever_typed_an_alias_sends(Home::Trixie);
+}
+
 #[test]
 fn libsasl_reads_the_lines_for_cyrus_imap() {
     let slapd = Slapd::start();
@@ -317,4 +356,50 @@ fn exim_finds_mailboxes_and_aliases_and_puts_mail_off_while_they_cannot_be_looke
     check("leela@planetexpress.com", "550 there is no such mailbox");
     gatepost.stop();
     check("fry@planetexpress.com", "451 Temporary local problem - please try later");
+}
+
+#[test]
+fn by_exim_whoever_is_logged_in_sends_as_themselves_and_as_nobody_else() {
+    let slapd = Slapd::start();
+    let mut configuration = Configuration::new(&slapd);
+    let maps = configuration.auth_socket().with_file_name("maps");
+    let mux = configuration.auth_socket().with_file_name("mux");
+    configuration.set("listen.mux", &door(&mux));
+    let lines = format!("protocol = \"socketmap\"\npath = {maps:?}\nmode = \"0666\"");
+    configuration.set("listen.maps", &lines);
+    let auth = Judge::Dovecot(configuration.auth_socket().display().to_string());
+    let mut gatepost = configuration.start();
+    assert_eq!(gatepost.login(&mail_of("fry"), &password_of("fry")).status, 200);
+    let exims =
+        [auth, Judge::Saslauthd(mux)].map(|judge| Exim::start(&judge, &maps.display().to_string()));
+    let password = password_of("professor");
+    let typed = "hubert@planetexpress.com";
+    let mut sessions = Vec::new();
+
+    for (exim, user) in exims.iter().zip(["professor@planetexpress.com", typed]) {
+        let mut smtp = Smtp::login(exim.port, typed, &password);
+        for from in ["<professor@planetexpress.com>", "<hubert+lab@planetexpress.com>", "<>"] {
+            let reply = smtp.ask(from, "joe@elsewhere.example");
+            assert_eq!(reply, "250 Accepted", "{from}: {}", exim.log());
+        }
+        for from in ["fry@planetexpress.com", "nobody@planetexpress.com", "boss@bank.example"] {
+            let reply = smtp.ask(&format!("<{from}>"), "joe@elsewhere.example");
+            assert_eq!(reply, format!("550 not owned by user {user}"), "{from}: {}", exim.log());
+        }
+        // Whoever is not logged in is not asked whose the sender is.
+        let reply = Smtp::connect(exim.port).ask("<fry@planetexpress.com>", typed);
+        assert_eq!(reply, "250 Accepted", "{}", exim.log());
+        sessions.push(smtp);
+    }
+    let mut ask = |wanted: &str| {
+        for (smtp, exim) in sessions.iter_mut().zip(&exims) {
+            let reply = smtp.ask("<leela@planetexpress.com>", "joe@elsewhere.example");
+            assert_eq!(reply, wanted, "{}", exim.log());
+        }
+    };
+    gatepost.store_is_there(false);
+    ask("451 senders cannot be looked up now");
+    gatepost.store_is_there(true);
+    gatepost.stop();
+    ask("451 Temporary local problem - please try later");
 }

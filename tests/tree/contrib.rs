@@ -96,7 +96,7 @@ fn a_file_is_named_only_in_full_and_only_by_code() {
         ("copy nginx/mail.conf.", "nginx/mail.conf", true),
         ("copy mail.conf of nginx", "nginx/mail.conf", false),
         ("  // as nginx/mail.conf", "nginx/mail.conf", false),
-        ("# contrib/trixie makes it", "contrib/trixie", false),
+        ("# contrib/debian-tree makes it", "contrib/debian-tree", false),
     ] {
         assert_eq!(names(text, words), expected, "{words} in {text}");
     }

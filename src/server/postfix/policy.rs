@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Seldom;
 use crate::auth::{Facts, Reason, Service, objection_to};
 use crate::clock;
+use crate::identity::Domain;
 use crate::lookup::{Found, Map};
 use crate::proto::postfix::policy::{Action, Request, Session, State};
 use crate::server::door::Door;
@@ -35,6 +36,8 @@ enum Judgement {
         /// Who is logged in.
         login: Box<str>,
     },
+    /// The login is one of ours, or cannot be told from one, and no mailbox belongs to it.
+    Stranger,
     /// Who is logged in may not send (any more).
     Suspended(Reason),
 }
@@ -92,7 +95,9 @@ impl PolicyDoor {
                 Judgement::Later
             }
         };
-        if let Judgement::NotOwned { .. } | Judgement::Suspended(_) = judgement {
+        if let Judgement::NotOwned { .. } | Judgement::Stranger | Judgement::Suspended(_) =
+            judgement
+        {
             tracing::info!(
                 door = %self.door.name, login.name = ?String::from_utf8_lossy(&request.login),
                 sender = ?String::from_utf8_lossy(&request.sender), client.ip = ?request.client,
@@ -108,11 +113,33 @@ impl PolicyDoor {
         if request.state == State::Other || request.login.is_empty() {
             return Ok(Judgement::Dunno);
         }
-        let login = self.door.lookup.resident(&request.login).await?;
-        if let Some(reason) = login.as_ref().and_then(|login| self.suspended(login)) {
+        let Some(login) = self.door.lookup.resident(&request.login).await? else {
+            return Ok(self.login_of_others(request));
+        };
+        if let Some(reason) = self.suspended(&login) {
             return Ok(Judgement::Suspended(reason));
         }
-        self.owner(request, login.as_deref()).await
+        self.owner(request, &login).await
+    }
+
+    /// Somebody without a mailbox of ours. Cyrus SASL says what was typed, so that names of another kind (`fry`,
+    /// `fry@example.org*hermes`) come here: who they are cannot be told, and neither what they may do. Whom another
+    /// authentication let in has a domain of its own and is kept from the senders of ours, whether those exist or not.
+    fn login_of_others(&self, request: &Request) -> Judgement {
+        if !self.is_elsewhere(&request.login) {
+            return Judgement::Stranger;
+        }
+        if request.sender.is_empty() || self.is_elsewhere(&request.sender) {
+            return Judgement::Dunno;
+        }
+        Judgement::NotOwned { login: String::from_utf8_lossy(&request.login).into() }
+    }
+
+    /// Whether an address has a domain, and none of ours. Postfix would append its own to what has none.
+    fn is_elsewhere(&self, address: &[u8]) -> bool {
+        let text = std::str::from_utf8(address).ok();
+        let domain = text.and_then(|text| Domain::parse(text.rsplit_once('@')?.1).ok());
+        domain.is_some_and(|domain| self.door.core.setup().rules.domain(&domain).is_none())
     }
 
     /// Sessions that were open when the mailbox was disabled end here.
@@ -127,29 +154,17 @@ impl PolicyDoor {
         objection_to(facts, Service::Smtp)
     }
 
-    async fn owner(
-        &self,
-        request: &Request,
-        login: Option<&Resident>,
-    ) -> Result<Judgement, StoreError> {
+    async fn owner(&self, request: &Request, login: &Resident) -> Result<Judgement, StoreError> {
         // Bounces and receipts of mail programs are from nobody, and anybody may send them.
         if request.sender.is_empty() {
             return Ok(Judgement::Dunno);
         }
-        let owner = match self.door.lookup.find(Map::SenderLogin, &request.sender).await? {
-            Found::Value(owner) => Some(owner),
-            Found::Nothing => None,
-            Found::Later => return Ok(Judgement::Later),
-        };
-        Ok(match (owner, login) {
-            (Some(owner), Some(login)) if *owner == *login.address.as_str() => Judgement::Dunno,
-            (_, Some(login)) => Judgement::NotOwned { login: login.address.as_str().into() },
-            // Somebody whom another authentication let in: their own addresses are not ours to judge.
-            (None, None) => Judgement::Dunno,
-            (Some(_), None) => {
-                let login = String::from_utf8_lossy(&request.login).into_owned();
-                Judgement::NotOwned { login: login.into() }
+        Ok(match self.door.lookup.find(Map::SenderLogin, &request.sender).await? {
+            Found::Value(owner) if *owner == *login.address.as_str() => Judgement::Dunno,
+            Found::Value(_) | Found::Nothing => {
+                Judgement::NotOwned { login: login.address.as_str().into() }
             }
+            Found::Later => Judgement::Later,
         })
     }
 }
@@ -166,6 +181,10 @@ impl Judgement {
                 // The words that Postfix itself has for it.
                 let text = format!("not owned by user {login}");
                 Action::Refuse { code: "553 5.7.1", text: &text }.encode(output);
+            }
+            Self::Stranger => {
+                let text = "No mailbox belongs to this login";
+                Action::Refuse { code: "550 5.7.1", text }.encode(output);
             }
             Self::Suspended(reason) => {
                 let text = match reason {
@@ -199,6 +218,7 @@ mod tests {
             )
         });
         let mut rows = Vec::from(suspended);
+        rows.push(("no mailbox belongs to the login".into(), Judgement::Stranger));
         let login = "LOGIN".into();
         rows.push(("the sender's address is not theirs".into(), Judgement::NotOwned { login }));
         rows.push(("the database of mailboxes cannot be asked".into(), Judgement::Later));

@@ -124,6 +124,7 @@ async fn read(peer: &mut (impl AsyncRead + Unpin), length: usize) -> String {
 }
 
 const NOT_OWNED: &str = "553 5.7.1 not owned by user amy@example.org";
+const NOT_JOES: &str = "553 5.7.1 not owned by user joe@elsewhere.example";
 
 #[tokio::test]
 async fn somebody_logged_in_sends_as_themselves_and_as_nobody_else() {
@@ -143,14 +144,44 @@ async fn somebody_logged_in_sends_as_themselves_and_as_nobody_else() {
         ("amy@example.org", "zap@example.net", NOT_OWNED),
         // Whom others let in: only what is ours is judged.
         ("joe@elsewhere.example", "joe@elsewhere.example", "DUNNO"),
-        ("joe@elsewhere.example", "nobody@example.org", "DUNNO"),
-        ("joe", "", "DUNNO"),
-        ("joe", "amy@example.org", "553 5.7.1 not owned by user joe"),
-        ("jo\u{e9}", "amy@example.org", "553 5.7.1 not owned by user jo?"),
+        ("joe@elsewhere.example", "", "DUNNO"),
+        ("joe@elsewhere.example", "amy@example.org", NOT_JOES),
+        ("joe@elsewhere.example", "nobody@example.org", NOT_JOES),
+        ("joe@elsewhere.example", "nobody@Example.ORG.", NOT_JOES),
+        ("joe@elsewhere.example", "nobody@example.net", NOT_JOES),
+        ("joe@elsewhere.example", "amy", NOT_JOES),
+        (
+            "jo\u{e9}@elsewhere.example",
+            "amy@example.org",
+            "553 5.7.1 not owned by user jo?@elsewhere.example",
+        ),
         // Not logged in.
         ("", "amy@example.org", "DUNNO"),
     ] {
         assert_eq!(site.judged("RCPT", login, sender).await, verdict, "{login} as {sender}");
+    }
+}
+
+#[tokio::test]
+async fn a_login_without_a_mailbox_that_has_no_domain_or_one_of_ours_sends_nothing() {
+    let site = Site::new().await;
+
+    for login in [
+        "joe",
+        "jo\u{e9}",
+        "nobody@example.org",
+        "nobody@example.net",
+        "amy@example.org*zap",
+        "amy@example.org*zap@example.net",
+        "amy@",
+    ] {
+        for sender in ["", "amy@example.org", "nobody@example.org", "boss@bank.example", login] {
+            let verdict = site.judged("RCPT", login, sender).await;
+            assert_eq!(
+                verdict, "550 5.7.1 No mailbox belongs to this login",
+                "{login} as {sender}"
+            );
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::{Running, free_port, listens, pass_time, program, read_text, scratch, wait_until};
 
 const MAIN: &str = include_str!("../../../contrib/exim/main.conf");
+const ACL: &str = include_str!("../../../contrib/exim/acl.conf");
 const ROUTERS: &str = include_str!("../../../contrib/exim/routers.conf");
 const TRANSPORTS: &str = include_str!("../../../contrib/exim/transports.conf");
 const AUTHENTICATORS: &str = include_str!("../../../contrib/exim/authenticators.conf");
@@ -129,7 +130,8 @@ fn configuration(path: &Path, judge: &Judge, maps: &str) -> String {
          notifier_socket =\nlocal_interfaces = 127.0.0.1\ndisable_ipv6 = true\nhost_lookup =\nrfc1413_hosts =\n\
          smtp_accept_max = 200\nsmtp_accept_max_per_host = 200\nsmtp_enforce_sync = false\n\
          tls_advertise_hosts =\nqueue_only = true\nkeep_environment =\nacl_smtp_rcpt = recipient\n\
-         {main}\ndomainlist local_domains = @ : +gatepost_domains\nbegin acl\nrecipient:\n\
+         acl_smtp_mail = gatepost_sender\n\
+         {main}\ndomainlist local_domains = @ : +gatepost_domains\nbegin acl\n{ACL}\nrecipient:\n accept authenticated = *\n\
          require message = relay not permitted\n domains = +local_domains\n require verify = recipient\n accept\n\
          begin routers\n{ROUTERS}\nbegin transports\n{TRANSPORTS}\nbegin authenticators\n{authenticators}",
         binary.display()

@@ -130,6 +130,7 @@ impl Postfix {
         let main = include_str!("../../../contrib/cyrus/main.cf");
         let main = main.replace("/etc/postfix", place.inner().join("etc").to_str().unwrap());
         let relay = "smtpd_relay_restrictions = permit_sasl_authenticated, reject\n";
+        // In the chroot, as Debian has it: an absolute path in smtpd.conf means the one seen from there.
         Self::run(place, &(main + relay), "", 'y')
     }
 
