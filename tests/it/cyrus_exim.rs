@@ -195,7 +195,7 @@ fn by_cyrus_sasl_whoever_typed_an_alias_sends(home: Home) {
 
 #[test]
 fn by_cyrus_sasl_whoever_typed_an_alias_sends_postfix_3_7() {
-    by_cyrus_sasl_whoever_typed_an_alias_sends(Home::Host);
+    by_cyrus_sasl_whoever_typed_an_alias_sends(Home::Bookworm);
 }
 
 #[test]

@@ -207,7 +207,7 @@ const WORLD: &str = "127.0.0.9";
 impl Incoming {
     fn start(lines: &str) -> Self {
         let slapd = Slapd::start();
-        let queue = postfix::Place::new(Home::Host);
+        let queue = postfix::Place::new(Home::Bookworm);
         let mut configuration = Configuration::new(&slapd);
         let socket = queue.socket("maps");
         configuration.set("listen.maps", &format!("protocol = \"socketmap\"\npath = {socket:?}"));
