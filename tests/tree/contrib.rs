@@ -83,9 +83,7 @@ fn names(text: &str, words: &str) -> bool {
             || (next == '.' && rest.next().is_some_and(char::is_alphanumeric))
     };
     let mut lines = text.lines().filter(is_code);
-    lines.any(|line| {
-        line.match_indices(words).any(|(at, found)| !is_name || !goes_on(&line[at + found.len()..]))
-    })
+    lines.any(|line| line.split(words).skip(1).any(|rest| !is_name || !goes_on(rest)))
 }
 
 #[test]
