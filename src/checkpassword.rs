@@ -301,6 +301,9 @@ fn execute(program: &[OsString], user: &str, fields: &[(String, String)]) -> Tro
         if rustix::process::geteuid().is_root() {
             drop_privileges(place.uid, place.gid, &[place.gid])
                 .map_err(failed("becoming the mailbox's user"))?;
+        } else {
+            let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            place.is_of(own).map_err(failed("comparing this process with the mailbox's user"))?;
         }
         std::env::set_current_dir(place.home).map_err(failed("changing to the home directory"))?;
         let mut command = Command::new(name);
@@ -324,15 +327,24 @@ impl<'a> Place<'a> {
         let number = |name| value(name).and_then(|text| text.parse::<u32>().ok());
         let place = (value("home"), number("uid"), number("gid"));
         match place {
-            // A session with root's rights is nobody's mailbox.
-            (Some(home), Some(uid), Some(gid)) if uid != 0 && !home.is_empty() => {
+            // A session with root's rights, or its group's, is nobody's mailbox.
+            (Some(home), Some(uid), Some(gid)) if uid != 0 && gid != 0 && !home.is_empty() => {
                 Ok(Self { home, uid, gid })
             }
             _ => Err(Trouble::System {
                 step: "looking where the mailbox lives",
-                error: io::Error::new(io::ErrorKind::InvalidData, "no home, uid (not 0) and gid"),
+                error: io::Error::new(io::ErrorKind::InvalidData, "no home, uid and gid (not 0)"),
             }),
         }
+    }
+
+    /// Who cannot become the mailbox's user must be it: the next program would work on another's mail else.
+    fn is_of(&self, (uid, gid): (u32, u32)) -> io::Result<()> {
+        if (uid, gid) == (self.uid, self.gid) {
+            return Ok(());
+        }
+        let why = format!("it runs as {uid}:{gid}, the mailbox is {}:{}'s", self.uid, self.gid);
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
     }
 }
 
@@ -424,12 +436,27 @@ mod tests {
 
     #[test]
     fn a_place_needs_a_home_and_a_user_other_than_root() {
-        let fields = |home: &str, uid: &str| {
-            [("home", home), ("uid", uid), ("gid", "8")].map(|(k, v)| (k.to_owned(), v.to_owned()))
+        let fields = |home: &str, uid: &str, gid: &str| {
+            [("home", home), ("uid", uid), ("gid", gid)].map(|(k, v)| (k.to_owned(), v.to_owned()))
         };
-        assert!(Place::of(&fields("/home", "5000")).is_ok());
-        for (home, uid) in [("", "5000"), ("/home", "0"), ("/home", "vmail"), ("/home", "")] {
-            assert!(Place::of(&fields(home, uid)).is_err(), "{home} {uid}");
+        assert!(Place::of(&fields("/home", "5000", "8")).is_ok());
+        for (home, uid, gid) in [
+            ("", "5000", "8"),
+            ("/home", "0", "8"),
+            ("/home", "5000", "0"),
+            ("/home", "vmail", "8"),
+            ("/home", "", "8"),
+        ] {
+            assert!(Place::of(&fields(home, uid, gid)).is_err(), "{home} {uid} {gid}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_root_must_be_the_mailboxs_user() {
+        let place = Place { home: "/home", uid: 5000, gid: 8 };
+        assert!(place.is_of((5000, 8)).is_ok());
+        for other in [(5001, 8), (5000, 9)] {
+            assert!(place.is_of(other).is_err(), "{other:?}");
         }
     }
 }

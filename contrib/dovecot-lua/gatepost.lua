@@ -132,7 +132,7 @@ function auth_password_verify(request, password)
   return dovecot.auth.PASSDB_RESULT_PASSWORD_MISMATCH, fields.reason
 end
 
--- Where somebody lives: the fields, or nil and whether that is certain.
+-- Where somebody lives: the fields; or nil, why not ("unknown", "barred" from what asks, "failure"), and words for the log.
 local function find(request)
   local path = "/v1/lookup/userdb/" .. percent_encoded(request.user)
   local status, body = ask("GET", path .. "?service=" .. percent_encoded(service_of(request)))
@@ -140,31 +140,38 @@ local function find(request)
   if status == 200 and fields.user then
     return fields
   end
+  if status == 403 and fields.reason then
+    return nil, "barred", fields.reason
+  end
   -- A door that serves no look-ups also says 404, but not this.
-  local unknown = status == 404 and body:find('"value":null', 1, true) ~= nil
-  return nil, unknown, failure(status)
+  if status == 404 and body:find('"value":null', 1, true) then
+    return nil, "unknown", "unknown"
+  end
+  return nil, "failure", failure(status)
 end
 
 -- Without a password: doveadm auth lookup, proxies. There is none to give away, and Dovecot wants one: a hash that nothing
--- matches.
+-- matches. With Kerberos there is no password to match: of all refusals only "disabled" stops that login.
 function auth_passdb_lookup(request)
-  local fields, unknown, trouble = find(request)
+  local fields, why, words = find(request)
   if fields then
     return dovecot.auth.PASSDB_RESULT_OK, { user = fields.user, password = "{CRYPT}*" }
-  elseif unknown then
-    return dovecot.auth.PASSDB_RESULT_USER_UNKNOWN, "unknown"
+  elseif why == "barred" then
+    return dovecot.auth.PASSDB_RESULT_USER_DISABLED, words
+  elseif why == "unknown" then
+    return dovecot.auth.PASSDB_RESULT_USER_UNKNOWN, words
   end
-  return dovecot.auth.PASSDB_RESULT_INTERNAL_FAILURE, trouble
+  return dovecot.auth.PASSDB_RESULT_INTERNAL_FAILURE, words
 end
 
 function auth_userdb_lookup(request)
-  local fields, unknown, trouble = find(request)
+  local fields, why, words = find(request)
   if fields then
     return dovecot.auth.USERDB_RESULT_OK, fields
-  elseif unknown then
-    return dovecot.auth.USERDB_RESULT_USER_UNKNOWN, "unknown"
+  elseif why == "barred" or why == "unknown" then
+    return dovecot.auth.USERDB_RESULT_USER_UNKNOWN, words
   end
-  return dovecot.auth.USERDB_RESULT_INTERNAL_FAILURE, trouble
+  return dovecot.auth.USERDB_RESULT_INTERNAL_FAILURE, words
 end
 
 -- All mailboxes (doveadm -A), a page at a time.

@@ -59,7 +59,7 @@ async fn answer(door: &Door, question: Question, peer: Option<Credentials>) -> A
             Residence::At(mailbox) => {
                 ok(mailbox.address.as_str(), &mailbox.place, &mailbox.settings)
             }
-            Residence::Nowhere => Answer::Unknown,
+            Residence::Nowhere | Residence::Barred(_) => Answer::Unknown,
             Residence::Later => Answer::Later,
         };
     };

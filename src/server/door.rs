@@ -8,11 +8,12 @@ use ipnet::IpNet;
 use tokio_util::task::TaskTracker;
 
 use super::listener::Peer;
-use crate::auth::{Attempt, Authenticator, Later, Reason, Verdict};
+use crate::auth::{Attempt, Authenticator, Facts, Later, Reason, Service, Verdict, objection_to};
 use crate::clock;
 use crate::config::listen::Listen;
 use crate::lookup::Lookup;
 use crate::metrics::Metrics;
+use crate::store::Resident;
 
 /// One door, `[listen.NAME]`.
 #[derive(Clone)]
@@ -73,6 +74,18 @@ impl Door {
     pub(super) fn client(&self, said: Option<IpAddr>, peer: &Peer) -> Option<IpAddr> {
         let named = peer.address.map(|address| address.ip());
         if self.believes(peer) { said } else { named.filter(|_| self.proxied) }
+    }
+
+    /// What speaks against this mailbox's use for a service now, if anything.
+    pub(super) fn objection(&self, mailbox: &Resident, service: Service) -> Option<Reason> {
+        let setup = self.core.setup();
+        let domain = setup.rules.domain(mailbox.address.domain());
+        let facts = Facts {
+            disabled_by_admin: mailbox.disabled_by_admin,
+            domain_active: domain.is_some_and(|domain| domain.active),
+            settings: &mailbox.settings,
+        };
+        objection_to(facts, service)
     }
 
     /// Memory first, then whoever must be asked. The question is a task of its own: it ends, and reaches the journal,

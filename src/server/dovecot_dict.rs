@@ -90,7 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     async fn command(&mut self, command: Command) -> io::Result<()> {
         match command {
             Command::Passdb(question) => self.judge(question).await?,
-            Command::Userdb(user) => self.find(&user).await,
+            Command::Userdb { user, service } => self.find(&user, &service).await,
             Command::Other => {
                 tracing::warn!(door = %self.door.name, "a dict key that is none of ours: see contrib/dovecot-dict");
                 self.reply(DictReply::Failed("not a key of this dict"));
@@ -146,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 members.push(("password".into(), unmatchable()?));
                 self.found(&members);
             }
-            Residence::Nowhere => self.reply(DictReply::NotFound),
+            Residence::Nowhere | Residence::Barred(_) => self.reply(DictReply::NotFound),
             Residence::Later => self.reply(DictReply::Failed("try again later")),
         }
         Ok(())
@@ -173,15 +173,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         }
     }
 
-    async fn find(&mut self, user: &[u8]) {
-        // The key does not say who asks.
-        match userdb::find(&self.door, user, "", |_| true).await {
+    async fn find(&mut self, user: &[u8], service: &str) {
+        match userdb::find(&self.door, user, service, |_| true).await {
             Residence::At(mailbox) => {
                 let mut members = userdb::fields(&mailbox.place, &mailbox.settings);
                 members.push(("user".into(), mailbox.address.to_string()));
                 self.found(&members);
             }
-            Residence::Nowhere => self.reply(DictReply::NotFound),
+            Residence::Nowhere | Residence::Barred(_) => self.reply(DictReply::NotFound),
             Residence::Later => self.reply(DictReply::Failed("try again later")),
         }
     }

@@ -180,7 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             Residence::Later => {
                 MasterReply::Fail { id, reason: None }.encode(&mut self.wire.output);
             }
-            Residence::At(_) | Residence::Nowhere => {
+            Residence::At(_) | Residence::Nowhere | Residence::Barred(_) => {
                 MasterReply::NotFound { id }.encode(&mut self.wire.output);
             }
         }

@@ -62,23 +62,30 @@ where
     stream.shutdown().await
 }
 
-/// `None`: the peer went away before it said anything.
+/// `None`: the peer went away before it said anything, or said nothing for so long; a probe does either.
 async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<Request>> {
-    let read = tokio::time::timeout(REQUEST_LIMIT, read_whole(stream)).await;
-    read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    let mut filled = 0;
+    let read = tokio::time::timeout(REQUEST_LIMIT, read_whole(stream, &mut filled)).await;
+    match read {
+        Ok(request) => request,
+        Err(_) if filled == 0 => Ok(None),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
-async fn read_whole<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<Request>> {
+async fn read_whole<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    filled: &mut usize,
+) -> io::Result<Option<Request>> {
     let mut buffer = Zeroizing::new(vec![0; MAX_REQUEST_BYTES]);
-    let mut filled = 0;
     loop {
-        let room = buffer.get_mut(filled..).unwrap_or_default();
+        let room = buffer.get_mut(*filled..).unwrap_or_default();
         let read = stream.read(room).await?;
         if read == 0 {
-            return if filled == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            return if *filled == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
-        filled += read;
-        let input = buffer.get(..filled).unwrap_or_default();
+        *filled += read;
+        let input = buffer.get(..*filled).unwrap_or_default();
         let parsed =
             parse(input).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         if parsed.is_some() {
@@ -224,6 +231,13 @@ mod tests {
         let error = read_request(&mut ours).await.unwrap_err();
 
         assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, REQUEST_LIMIT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_closed_without_a_fault() {
+        let (mut ours, _theirs) = tokio::io::duplex(1024);
+
+        assert!(read_request(&mut ours).await.unwrap().is_none());
     }
 
     #[tokio::test]

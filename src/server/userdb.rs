@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::door::Door;
+use crate::auth::{Reason, Service};
 use crate::lookup::Receives;
 use crate::store::{Place, Resident, Settings, Store, StoreError};
 
@@ -19,10 +20,15 @@ pub enum Residence {
     Later,
     /// There is none.
     Nowhere,
+    /// It is there, and may not be used for the login that asks.
+    Barred(Reason),
 }
 
 /// The mailbox that a name leads to, if this reader may know of it and it takes mail (login.md U-1). The administrator's own
 /// tool (service doveadm) hears of it even if it does not.
+///
+/// Who asks for a login has proven somebody elsewhere (Kerberos, a client certificate, another passdb), and asks nobody else
+/// whether the mailbox may be used: such a question is judged as a login is (U-2).
 pub(super) async fn find(
     door: &Door,
     user: &[u8],
@@ -32,10 +38,16 @@ pub(super) async fn find(
     match door.lookup.resident(user).await {
         Ok(Some(mailbox)) if !may_see(&mailbox) => Residence::Nowhere,
         Ok(Some(mailbox)) if service == "doveadm" => Residence::At(mailbox),
-        Ok(Some(mailbox)) => match door.lookup.receives(&mailbox) {
-            Receives::Yes => Residence::At(mailbox),
-            Receives::No => Residence::Nowhere,
-            Receives::Later => Residence::Later,
+        Ok(Some(mailbox)) => match login_service(service) {
+            Some(service) => match door.objection(&mailbox, service) {
+                Some(reason) => Residence::Barred(reason),
+                None => Residence::At(mailbox),
+            },
+            None => match door.lookup.receives(&mailbox) {
+                Receives::Yes => Residence::At(mailbox),
+                Receives::No => Residence::Nowhere,
+                Receives::Later => Residence::Later,
+            },
         },
         Ok(None) => Residence::Nowhere,
         Err(error) => {
@@ -43,6 +55,11 @@ pub(super) async fn find(
             Residence::Later
         }
     }
+}
+
+/// The service, if people log in to it.
+fn login_service(name: &str) -> Option<Service> {
+    Service::parse(name).filter(|service| service.protocol().is_some())
 }
 
 /// The store could not be asked.

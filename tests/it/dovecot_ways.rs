@@ -41,6 +41,7 @@ impl World {
     fn check(mut self, section: &str) {
         self.every_verdict(section);
         self.tools_show_mailboxes();
+        self.who_may_not_log_in_is_not_let_in_by_another_passdb();
         self.odd_passwords_come_through();
         assert!(!self.dovecot.log().contains(LEAK_MARK), "a password is in Dovecot's log");
     }
@@ -94,6 +95,29 @@ impl World {
         for list in [run(&["user", "*"]), run(&["mailbox", "list", "-A"])] {
             for uid in ["fry", "leela"] {
                 assert!(list.contains(&mail_of(uid)), "{list}");
+            }
+        }
+    }
+
+    /// After a login that Gatepost did not judge (Kerberos, another passdb), Dovecot asks these two without a password.
+    fn who_may_not_log_in_is_not_let_in_by_another_passdb(&self) {
+        for (state, imap, lmtp) in
+            [(State::Right, 0, 0), (State::Disabled, 67, 0), (State::Protocol, 67, 0)]
+        {
+            let (name, _) = state.person();
+            for (service, code) in [("imap", imap), ("lmtp", lmtp), ("doveadm", 0)] {
+                let service = format!("service={service}");
+                for command in [&["user"][..], &["auth", "lookup"]] {
+                    let output =
+                        self.dovecot.doveadm(&[command, &["-x", &service, &name]].concat());
+                    assert_eq!(
+                        output.status.code(),
+                        Some(code),
+                        "{:?}, {command:?} {service} {name}: {}",
+                        self.judge,
+                        printed(&output)
+                    );
+                }
             }
         }
     }

@@ -27,7 +27,7 @@ impl Peer for DictPeer {
         };
         let reply = match command {
             Command::Passdb(question) => judge(&question),
-            Command::Userdb(user) => look_up(&user),
+            Command::Userdb { user, .. } => look_up(&user),
             Command::Other | Command::IterateOther => DictReply::Failed("not a key of this dict"),
             Command::Iterate { limit } => {
                 let most = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap());

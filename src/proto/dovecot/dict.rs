@@ -7,7 +7,7 @@
 //! C: H3→2→0→→gatepost
 //! C: Lshared/passdb/imap/192.0.2.9/5d0b…$91c2…$/joe→joe
 //! S: O{"nopassword":"","user":"joe@example.org","userdb_uid":"5000","userdb_gid":"5000","userdb_home":"/var/mail/joe"}
-//! C: Lshared/userdb/nobody→nobody
+//! C: Lshared/userdb-for/lmtp/nobody→nobody
 //! S: N
 //! C: I0→0→shared/userdb/→*
 //! S: Oshared/userdb/joe@example.org→
@@ -48,8 +48,13 @@ const USERDB: &str = "shared/userdb/";
 pub enum Command {
     /// `passdb/<service>/<client>/<encrypted password>/<user>`: may this person in?
     Passdb(Question),
-    /// `userdb/<user>`: where does this user live? The name's bytes as they came.
-    Userdb(Vec<u8>),
+    /// `userdb-for/<service>/<user>`: where does this user live? `userdb/<user>` does not say what for.
+    Userdb {
+        /// The name, bytes as they came.
+        user: Vec<u8>,
+        /// What for: imap, lmtp …; at most 256 bytes, empty if it is not said.
+        service: Box<str>,
+    },
     /// A key that is none of ours.
     Other,
     /// Which users are there? At most so many.
@@ -234,7 +239,16 @@ fn lookup(rest: &[u8], password_key: &PasswordKey) -> Command {
     let name = unescape(fields(rest).next().unwrap_or_default());
     let Some(key) = name.strip_prefix(SHARED) else { return Command::Other };
     if let Some(user) = key.strip_prefix(b"userdb/") {
-        return Command::Userdb(user.to_vec());
+        return Command::Userdb { user: user.to_vec(), service: "".into() };
+    }
+    if let Some(rest) = key.strip_prefix(b"userdb-for/") {
+        let mut parts = rest.splitn(2, |byte| *byte == b'/');
+        return match (parts.next(), parts.next()) {
+            (Some(service), Some(user)) => {
+                Command::Userdb { user: user.to_vec(), service: text(service, MAX_TEXT_BYTES) }
+            }
+            _ => Command::Other,
+        };
     }
     let question = |key: &[u8]| {
         let mut parts = key.strip_prefix(b"passdb/")?.splitn(4, |byte| *byte == b'/');
@@ -418,6 +432,7 @@ mod tests {
         for line in [
             "L",
             "Lpriv/userdb/joe\tjoe",
+            "Lshared/userdb-for/joe\tjoe",
             "Lshared/quota/joe\tjoe",
             "Lshared/passdb/joe\tjoe",
             "Lshared/passdb/imap/192.0.2.1/joe\tjoe",
@@ -425,9 +440,11 @@ mod tests {
             assert!(matches!(one(line), Command::Other), "{line}");
         }
         assert!(matches!(one("I0\t0\tshared/passdb/\t*"), Command::IterateOther));
-        assert!(
-            matches!(one("Lshared/userdb/a\x01tb/c\tx"), Command::Userdb(user) if user == b"a\tb/c")
-        );
+        for (key, for_what) in [("userdb", ""), ("userdb-for/", ""), ("userdb-for/imap", "imap")] {
+            let given = one(&format!("Lshared/{key}/a\x01tb/c\tx"));
+            let Command::Userdb { user, service } = given else { panic!("{given:?}") };
+            assert_eq!((&*user, &*service), (&b"a\tb/c"[..], for_what), "{key}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! GET /v1/lookup/users?after=b&limit=2              200 {"value":["bender@…","fry@…"],"next":"fry@…"}
 //! ```
 //!
-//! 503 is "nobody can say now". A table that does not exist is 400: it must not look like an address that does not.
+//! 403 is "there, but not for a login to this service". 503 is "nobody can say now". A table that does not exist is 400: it must not look like an address that does not.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use super::super::userdb::{self, Residence};
 use super::{
     Answer, Boxed, Call, HttpDoor, JSON, Problem, RETRY_LATER, content, lines, retry_after, text,
 };
+use crate::auth::Reason;
 use crate::lookup::{Found, Map};
 use crate::proto::http::{percent_decoded, query_value};
 use crate::server::door::Door;
@@ -124,7 +125,7 @@ impl HttpDoor {
         let found = (self.parts.lookups.residence)(name, service).await;
         let result = match found {
             Residence::At(_) => "found",
-            Residence::Nowhere => "nothing",
+            Residence::Nowhere | Residence::Barred(_) => "nothing",
             Residence::Later => "later",
         };
         self.parts.metrics.lookup(&self.name, "userdb", result);
@@ -167,6 +168,7 @@ fn userdb_answer(found: &Residence, call: &Call) -> Answer {
     let resident = match found {
         Residence::At(resident) => resident,
         Residence::Nowhere => return nothing(),
+        Residence::Barred(reason) => return barred(*reason, call),
         Residence::Later => return later(),
     };
     let mut fields = vec![("user".to_owned(), resident.address.to_string())];
@@ -184,6 +186,15 @@ fn userdb_answer(found: &Residence, call: &Call) -> Answer {
 
 fn nothing() -> Answer {
     content(StatusCode::NOT_FOUND, JSON, r#"{"value":null}"#)
+}
+
+fn barred(reason: Reason, call: &Call) -> Answer {
+    let reason = reason.as_str();
+    if call.wants_text() {
+        return lines(StatusCode::FORBIDDEN, [("reason".into(), reason.into())]);
+    }
+    let body = serde_json::json!({ "value": null, "reason": reason });
+    content(StatusCode::FORBIDDEN, JSON, body.to_string())
 }
 
 fn later() -> Answer {

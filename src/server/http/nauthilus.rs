@@ -123,7 +123,7 @@ impl HttpDoor {
                 fields: userdb::fields(&resident.place, &resident.settings),
             },
             Residence::Later => Outcome::Later,
-            Residence::Nowhere => Outcome::Refused,
+            Residence::Nowhere | Residence::Barred(_) => Outcome::Refused,
         }
     }
 

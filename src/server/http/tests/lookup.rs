@@ -43,6 +43,20 @@ async fn a_mailbox_is_answered_as_an_object_or_as_lines() {
 }
 
 #[tokio::test]
+async fn a_mailbox_that_may_not_log_in_is_no_unknown_one() {
+    let mut fixture = Fixture::serving(Serve::Lookup);
+    fixture.tables.residence = Residence::Barred(Reason::MailboxDisabled);
+    let path = "/v1/lookup/userdb/fry?service=imap";
+
+    let json = fixture.get(path).await;
+    let text = fixture.ask(&format!("GET {path}"), &[("Accept", b"text/plain")]).await;
+
+    assert_eq!((json.status, text.status), (403, 403));
+    assert_eq!(json.json(), serde_json::json!({ "reason": "mailbox-disabled", "value": null }));
+    assert_eq!(text.body, "reason=mailbox-disabled\n");
+}
+
+#[tokio::test]
 async fn users_come_in_pages() {
     let mut fixture = Fixture::serving(Serve::Lookup);
     assert_eq!(fixture.get("/v1/lookup/users").await.status, 503);

@@ -68,9 +68,12 @@ async fn no_and_later_have_their_words_in_both_shapes() {
 
 #[tokio::test]
 async fn a_look_up_needs_no_password() {
-    for (residence, status) in
-        [(Residence::At(resident()), 200), (Residence::Nowhere, 403), (Residence::Later, 500)]
-    {
+    for (residence, status) in [
+        (Residence::At(resident()), 200),
+        (Residence::Nowhere, 403),
+        (Residence::Barred(Reason::MailboxDisabled), 403),
+        (Residence::Later, 500),
+    ] {
         let mut fixture = Fixture::serving(Serve::Nauthilus);
         fixture.tables.residence = residence;
 
