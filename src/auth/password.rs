@@ -140,7 +140,7 @@ pub fn accept_hash(stored: &str) -> Result<(), HashError> {
     Stored::parse(stored).map(drop)
 }
 
-/// Checks a password against a stored hash. Takes its time: see [`Checks`].
+/// Checks a password against a stored hash. Takes its time: call it where that holds nobody up.
 ///
 /// # Errors
 /// The hash cannot be used.

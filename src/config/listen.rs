@@ -251,7 +251,7 @@ impl Listen {
             key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit()),
             "password_key",
             "passwords in dict keys must be encrypted, because Dovecot logs keys",
-            "64 hexadecimal digits, the same as in Dovecot's file",
+            "64 hexadecimal digits, the same as in Dovecot's file: openssl rand -hex 32",
         );
     }
 

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{Read, Write, pipe};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -145,15 +147,14 @@ fn for_qmail_the_next_program_runs_as_the_mailboxs_user_at_its_home() {
     let world = World::start();
     let home = world.home.path().join("fry");
     directory_of(&home, MAIL_ID, 0o700);
-    let script =
-        "echo \"$USER $HOME $(pwd) $(id -u) $(id -g) $(id -G)\"; ls /proc/self/fd | grep -c '^3$'";
+    let script = "echo \"$USER $HOME $(pwd) $(id -u) $(id -g) $(id -G)\"; cd /proc/$$/fd; for n in 0 3; do [ ! -e $n ] || echo $n; done";
     let program = ["--service", "pop3", "sh", "-c", script];
 
     let ended = world.run(&given(&mail_of("fry"), &password_of("fry")), &[], &program);
 
     let home = home.display();
-    // ls itself opens the directory as 3 if that is free: one, and no second.
-    let expected = format!("{} {home} {home} 5000 5000 5000\n1\n", mail_of("fry"));
+    // 0 shows that the shell can see its descriptors at all; 3 must be closed.
+    let expected = format!("{} {home} {home} 5000 5000 5000\n0\n", mail_of("fry"));
     assert_eq!(printed(&ended.output), expected);
     assert_eq!(ended.code, Some(0));
     let wrong = world.run(&given(&mail_of("fry"), "wrong"), &[], &program);
@@ -173,4 +174,25 @@ fn for_qmail_what_goes_wrong_after_the_login_is_111() {
     let missing = world.run(&right, &[], &["--service", "pop3", "/nonexistent/program"]);
     assert_eq!(missing.code, Some(111), "{}", printed(&missing.output));
     assert!(fs::read_dir(home).unwrap().next().is_none());
+}
+
+#[test]
+fn a_stranger_on_the_daemons_path_hears_no_password() {
+    let directory = scratch(std::path::Path::new("/tmp"));
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let socket = directory.path().join("door");
+    let script = r#"use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Listen => 5, Local => $ARGV[0]) or die $!;
+        my $c = $s->accept; my $got = sysread($c, my $bytes, 100); print "got $got\n""#;
+    let mut stranger = Command::new("perl");
+    stranger.arg("-e").arg(script).arg(&socket).stdout(Stdio::piped()).uid(4711);
+    let stranger = stranger.spawn().unwrap();
+    wait_until("the stranger listens", Duration::from_secs(5), || socket.exists());
+
+    let right = given(&mail_of("fry"), &password_of("fry"));
+    let ended = start(&socket.display().to_string(), &right, &[("SERVICE", "imap")], &[REPLY]);
+
+    assert_eq!(ended.code, Some(111));
+    let said = printed(&ended.output);
+    assert!(said.contains("user 4711 is listening, which is neither root"), "{said}");
+    assert_eq!(printed(&stranger.wait_with_output().unwrap()), "got 0\n");
 }

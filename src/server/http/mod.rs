@@ -11,7 +11,7 @@
 //! | forward-auth | `/forward-auth` | `forward_auth` |
 //! | health, metrics | `/livez`, `/readyz`, `/metrics` | `health` |
 //!
-//! A shape reads its request into [`Asked`], hears a [`Verdict`] and says it in its own words; all between is here.
+//! A shape reads its request into an `Asked`, hears a [`Verdict`] and says it in its own words; all between is here.
 
 mod forward_auth;
 mod health;

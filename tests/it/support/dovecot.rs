@@ -333,13 +333,19 @@ fn inside(home: Home, path: &str, package: &str) -> Command {
     home.program(path, package)
 }
 
+/// The key that Dovecot and a dict door share.
+pub(crate) fn dict_key() -> String {
+    (0..32).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The other files that are for pasting.
 fn beside(directory: &Path, inner: &Path, judge: Judge) {
     let lua = include_str!("../../../contrib/dovecot-lua/gatepost.lua");
     let dict = include_str!("../../../contrib/dovecot-dict/gatepost-dict.conf.ext");
+    let dict = dict.replace("YOUR-64-HEXADECIMAL-DIGITS", &dict_key());
     for (name, text, mode) in [
         ("gatepost.lua", lua, 0o644),
-        ("gatepost-dict.conf.ext", dict, 0o600),
+        ("gatepost-dict.conf.ext", &dict, 0o600),
         ("passwd-verify.lua", MAILCOWS_SCRIPT, 0o644),
         ("dovecot-master.passwd", "", 0o644),
     ] {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::clients::http;
-use super::dovecot::Place;
+use super::dovecot::{Place, dict_key};
 use super::postfix;
 use super::slapd::{LEAK_MARK, PEOPLE, SERVICE_DN, SERVICE_PASSWORD, Slapd};
 use super::{MAIL_ID, Running, directory_of, free_port, program, read_text, scratch, wait_until};
@@ -73,7 +73,7 @@ impl Configuration {
 
     /// Opens the doors of the ways in that leave Dovecot its own auth process, or some of it.
     pub(crate) fn for_other_ways(mut self, place: &Place) -> Self {
-        let key: String = (0..32).map(|byte| format!("{byte:02x}")).collect();
+        let key = dict_key();
         for (name, protocol, mode, more) in [
             ("dict", "dovecot-dict", "0666", format!("password_key = {key:?}")),
             ("checkpassword", "checkpassword", "0666", String::new()),
