@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::Seldom;
-use crate::auth::{Facts, Reason, Service, objection_to};
+use crate::auth::{Reason, Service};
 use crate::clock;
 use crate::identity::Domain;
 use crate::lookup::{Found, Map};
@@ -116,7 +116,8 @@ impl PolicyDoor {
         let Some(login) = self.door.lookup.resident(&request.login).await? else {
             return Ok(self.login_of_others(request));
         };
-        if let Some(reason) = self.suspended(&login) {
+        // Sessions that were open when the mailbox was disabled end here.
+        if let Some(reason) = self.door.objection(&login, Service::Smtp) {
             return Ok(Judgement::Suspended(reason));
         }
         self.owner(request, &login).await
@@ -140,18 +141,6 @@ impl PolicyDoor {
         let text = std::str::from_utf8(address).ok();
         let domain = text.and_then(|text| Domain::parse(text.rsplit_once('@')?.1).ok());
         domain.is_some_and(|domain| self.door.core.setup().rules.domain(&domain).is_none())
-    }
-
-    /// Sessions that were open when the mailbox was disabled end here.
-    fn suspended(&self, login: &Resident) -> Option<Reason> {
-        let setup = self.door.core.setup();
-        let domain = setup.rules.domain(login.address.domain());
-        let facts = Facts {
-            disabled_by_admin: login.disabled_by_admin,
-            domain_active: domain.is_some_and(|domain| domain.active),
-            settings: &login.settings,
-        };
-        objection_to(facts, Service::Smtp)
     }
 
     async fn owner(&self, request: &Request, login: &Resident) -> Result<Judgement, StoreError> {
