@@ -44,7 +44,7 @@ use flights::{Flights, Settled};
 use gate::Gates;
 use journal::Journal;
 use masters::{Masters, Who};
-use memory::{Memory, Recall, Record, Terms, Versions};
+use memory::{Memory, Recall, Record, Terms, Versions, account_key};
 use password::Checks;
 
 /// Answers attempts. One per daemon, shared by all doors.
@@ -358,6 +358,22 @@ impl Authenticator {
     pub fn credentials_changed(&self, mailbox: &Mailbox) {
         self.mailbox_changed(mailbox);
         self.memory.forget_mailbox(mailbox.id);
+        // Who was only ever refused is remembered without a mailbox: by the link, or by the names that led there.
+        if let Some(link) = &mailbox.link
+            && let Some(record) = self.memory.account(&account_key(&link.profile, &link.id))
+        {
+            self.memory.forget_account(&record);
+        }
+        for address in std::iter::once(&mailbox.address).chain(mailbox.aliases.keys()) {
+            for bare in [false, true] {
+                self.memory.forget(&name_key(&Login { address: address.clone(), bare }));
+            }
+        }
+    }
+
+    /// A change of a mailbox may have been written, or not: whoever has it is forgotten.
+    pub fn mailbox_unsure(&self, id: i64) {
+        self.memory.forget_mailbox(id);
     }
 
     /// An administrator made a mailbox: whoever was nobody by one of its names is not any more.

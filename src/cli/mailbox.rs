@@ -228,7 +228,7 @@ fn stopped(error: MailboxError) -> Stopped {
     let exit = match error {
         MailboxError::Absent(_) => Exit::NotFound,
         MailboxError::Invalid(_) => Exit::Configuration,
-        MailboxError::Store(_) => Exit::Unreachable,
+        MailboxError::Store(_) | MailboxError::Unsure(..) => Exit::Unreachable,
     };
     Stopped::new(exit, error)
 }

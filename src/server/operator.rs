@@ -116,9 +116,8 @@ impl Daemon {
                 done(&Shown::new(&mailbox))
             }
             Err(error) => {
-                if matches!(error, MailboxError::Store(_)) {
-                    // It may have been written for all we know.
-                    self.core.forget(address.as_str()).await;
+                if let MailboxError::Unsure(id, _) = error {
+                    self.core.mailbox_unsure(id);
                 }
                 error.into()
             }
@@ -131,7 +130,7 @@ impl Daemon {
     }
 }
 
-/// Why a mailbox was not made or changed. Nothing was done then.
+/// Why a mailbox was not made or changed. Nothing was done then, but where it says so.
 #[derive(Debug, thiserror::Error)]
 pub enum MailboxError {
     /// There is no such mailbox.
@@ -143,6 +142,9 @@ pub enum MailboxError {
     /// The store cannot be reached.
     #[error("store: {0}")]
     Store(#[from] StoreError),
+    /// The store gave no answer to a change of the mailbox with this number: it may have been made.
+    #[error("store: {1}")]
+    Unsure(i64, #[source] StoreError),
 }
 
 impl From<MailboxError> for Reply {
@@ -151,7 +153,7 @@ impl From<MailboxError> for Reply {
         match error {
             MailboxError::Absent(_) => Self::NotFound { error: text },
             MailboxError::Invalid(_) => Self::Invalid { errors: vec![text] },
-            MailboxError::Store(_) => Self::Unavailable { error: text },
+            MailboxError::Store(_) | MailboxError::Unsure(..) => Self::Unavailable { error: text },
         }
     }
 }
@@ -223,7 +225,7 @@ pub async fn change_mailbox(
             store.set_provider(own, &provider(text, is_directory)?).await
         }
     };
-    changed?.ok_or_else(absent)
+    changed.map_err(|error| MailboxError::Unsure(mailbox.id, error))?.ok_or_else(absent)
 }
 
 /// `local`, or `ldap:` and the name of a directory.

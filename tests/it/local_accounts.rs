@@ -114,6 +114,8 @@ fn a_mailbox_goes_to_local_and_back_and_its_hash_stays_byte_for_byte() {
     assert_eq!(gatepost.source(&name, &directory), "directory");
     gatepost.command(&["mailbox", "set-password", "--hash", &name], FOREIGN);
     assert_eq!(gatepost.login(&name, &directory).status, 200, "the directory still decides");
+    // Who was only refused is remembered too, and must not be any more below.
+    gatepost.command(&["memory", "forget", "--all"], "");
     assert_eq!(gatepost.verdict(&name, HERE), refused("wrong-password"));
 
     gatepost.command(&["mailbox", "set-provider", &name, "local"], "");
