@@ -200,13 +200,12 @@ impl Lookup {
     /// The store did not answer.
     pub async fn resident(&self, name: &[u8]) -> Result<Option<Arc<Resident>>, StoreError> {
         let rules = self.rules.load_full();
-        let key = if name.contains(&b'@') {
-            rules.key(name)
-        } else {
-            let login = Login::parse(name, &rules.names).ok();
-            login.map(|login| Key::of(&login.address, &rules.names))
+        let address = match std::str::from_utf8(name) {
+            Ok(text) if text.contains('@') => Address::parse(text, rules.names.case).ok(),
+            _ => Login::parse(name, &rules.names).ok().map(|login| login.address),
         };
-        let Some(key) = key else { return Ok(None) };
+        let Some(address) = address else { return Ok(None) };
+        let key = Key::of(&address, &rules.names);
         let mut view = View { known: &self.known, read: Vec::new() };
         let place = match rules.place(&view, &key) {
             Ok(place) => place,
