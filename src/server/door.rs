@@ -61,7 +61,7 @@ impl Door {
 
     /// Whether the peer may say where its client is (login.md D-2).
     pub(super) fn believes(&self, peer: &Peer) -> bool {
-        !peer.unnamed && peer.address.is_none_or(|peer| self.trusts(peer.ip()))
+        peer.address.is_none_or(|peer| self.trusts(peer.ip()))
     }
 
     /// Whether this address is one of the trusted ones.
@@ -70,7 +70,7 @@ impl Door {
     }
 
     /// Where an attempt comes from (login.md D-2): what a peer that is believed says in the protocol; else whom the PROXY
-    /// header names, unless that is one of those who only ask for others; whom it does not name stays unknown.
+    /// header names, unless that is one of those who only ask for others.
     pub(super) fn client(&self, said: Option<IpAddr>, peer: &Peer) -> Option<IpAddr> {
         let named = peer.address.map(|address| address.ip());
         if self.believes(peer) { said } else { named.filter(|_| self.proxied) }

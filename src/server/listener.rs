@@ -100,8 +100,6 @@ pub struct Peer {
     pub credentials: Option<Credentials>,
     /// Of a TCP socket: its address; v4-mapped addresses are given as IPv4.
     pub address: Option<SocketAddr>,
-    /// A proxy passes on somebody's connection and does not say whose: nobody is believed about addresses there.
-    pub unnamed: bool,
 }
 
 /// The bytes of a connection.

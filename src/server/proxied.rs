@@ -70,13 +70,14 @@ impl Proxies {
         let Connection { stream, peer, guard } = connection;
         let (Stream::Tcp(stream), Some(proxy)) = (stream, peer.address) else { return None };
         match self.client_of(stream, proxy).await {
-            Ok((_, client)) if !self.allows(client) => {
+            Ok((stream, Some(client))) if allows(&self.allow, client) => {
+                let peer = Peer { address: Some(client), ..peer };
+                Some(Connection { stream, peer, guard })
+            }
+            // Whom nobody names is in no net.
+            Ok((_, client)) => {
                 tracing::debug!(door = %self.door, peer.address = ?client, "peer not allowed");
                 None
-            }
-            Ok((stream, address)) => {
-                let peer = Peer { address, unnamed: address.is_none(), ..peer };
-                Some(Connection { stream, peer, guard })
             }
             Err(Objection::Gone(error)) => {
                 tracing::debug!(door = %self.door, %error, "connection ended");
@@ -87,11 +88,6 @@ impl Proxies {
                 None
             }
         }
-    }
-
-    /// Whom nobody names is in no net.
-    fn allows(&self, client: Option<SocketAddr>) -> bool {
-        client.map_or(self.allow.is_empty(), |client| allows(&self.allow, client))
     }
 
     /// The client, if the header names one.
@@ -192,9 +188,7 @@ mod tests {
                 let proxies = Arc::clone(&known);
                 async move {
                     let Some(mut connection) = proxies.let_in(connection).await else { return };
-                    let Peer { address, unnamed, .. } = connection.peer;
-                    assert_eq!(unnamed, address.is_none());
-                    let named = address.map_or("nobody".into(), |address| address.to_string());
+                    let named = connection.peer.address.unwrap();
                     let mut said = format!("{named} ").into_bytes();
                     connection.stream.read_to_end(&mut said).await.unwrap();
                     connection.stream.write_all(&said).await.unwrap();
@@ -243,7 +237,7 @@ mod tests {
         assert_eq!(said, format!("{from} hello"), "the proxy itself");
         for header in NAMELESS {
             let said = ask(door, &[header, b"hello"]).await.0;
-            assert_eq!(said, "nobody hello", "{}", header.escape_ascii());
+            assert_eq!(said, "", "{}", header.escape_ascii());
         }
         assert_eq!(errors(&proxies), "0");
     }

@@ -93,7 +93,7 @@ fn behind_haproxy_the_journal_shows_the_clients_address_on_every_protocol() {
 }
 
 #[test]
-fn whom_the_proxy_does_not_name_stays_unknown_and_only_the_proxy_itself_is_believed() {
+fn whom_the_proxy_does_not_name_is_not_let_in_and_only_the_proxy_itself_is_believed() {
     let slapd = Slapd::start();
     let gatepost = start(&slapd);
     let credentials = plain(mail_of("fry").as_bytes(), password_of("fry").as_bytes());
@@ -104,25 +104,20 @@ fn whom_the_proxy_does_not_name_stays_unknown_and_only_the_proxy_itself_is_belie
         let request = format!(
             "VERSION\t1\t2\nCPID\t1\nAUTH\t1\tPLAIN\tservice=smtp\trip=192.0.2.55\tnologin\tresp={credentials}\n"
         );
-        stream.write_all(&[header, request.as_bytes()].concat()).unwrap();
-        let lines = BufReader::new(stream).lines().map(Result::unwrap);
-        lines.skip_while(|line| line != "DONE").nth(1).unwrap()
+        // A door that closed already says nothing, which is what counts.
+        drop(stream.write_all(&[header, request.as_bytes()].concat()));
+        let lines = BufReader::new(stream).lines().map_while(Result::ok);
+        lines.skip_while(|line| line != "DONE").nth(1)
     };
     let binary = |rest: &[u8]| [b"\r\n\r\n\0\r\nQUIT\n", rest].concat();
 
-    for (lines, header, expected) in [
-        (1, b"PROXY UNKNOWN\r\n".to_vec(), None),
-        (2, binary(b"\x21\0\0\0"), None),
-        (3, binary(b"\x20\0\0\0"), Some(" client=192.0.2.55 ")),
-    ] {
-        let answer = login(&header);
-        assert!(answer.starts_with("OK\t"), "{answer}");
-        let line = journal(&gatepost, lines);
-        match expected {
-            None => assert!(!line.contains("client="), "{line}"),
-            Some(client) => assert!(line.contains(client), "{line}"),
-        }
+    for header in [b"PROXY UNKNOWN\r\n".to_vec(), binary(b"\x21\0\0\0")] {
+        assert_eq!(login(&header), None, "{}", header.escape_ascii());
     }
+    let answer = login(&binary(b"\x20\0\0\0")).unwrap();
+    assert!(answer.starts_with("OK\t"), "{answer}");
+    let line = journal(&gatepost, 1);
+    assert!(line.contains(" client=192.0.2.55 "), "{line}");
 }
 
 #[test]

@@ -344,10 +344,9 @@ impl HttpDoor {
     }
 
     /// login.md D-2: what a trusted peer does not say stays unknown, its own address is not the client's; any other
-    /// peer is its own client, and unknown where a proxy does not name it.
+    /// peer is its own client.
     fn client(&self, peer: &Peer, told: Option<IpAddr>) -> Option<IpAddr> {
         match peer.address {
-            _ if peer.unnamed => None,
             Some(peer) if !self.trusts(peer.ip()) => Some(peer.ip()),
             _ => told,
         }

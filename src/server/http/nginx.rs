@@ -228,6 +228,7 @@ mod tests {
                     continue;
                 }
                 match rows.iter_mut().find(|(_, it)| words::of(it) == words::of(&refused)) {
+                    Some((reasons, _)) if reasons.contains(&reason.as_str()) => {}
                     Some((reasons, _)) => reasons.push(reason.as_str()),
                     None => rows.push((vec![reason.as_str()], refused)),
                 }

@@ -372,18 +372,6 @@ async fn the_clients_address_is_believed_from_trusted_peers_only() {
 }
 
 #[tokio::test]
-async fn whom_a_proxy_does_not_name_stays_unknown_whatever_they_say() {
-    let fixture = Fixture::new();
-    let (ours, mut theirs) = tokio::io::duplex(4096);
-    let peer = Peer { unnamed: true, ..Peer::default() };
-    theirs.write_all(&post(FRY, "")).await.unwrap();
-
-    serve(ours, peer, fixture.door(), CancellationToken::new()).await;
-
-    assert_eq!(fixture.asked.lock().unwrap()[0].client, None);
-}
-
-#[tokio::test]
 async fn what_cannot_be_read_is_400_and_names_the_member() {
     let fixture = Fixture::new();
     for (body, named) in [

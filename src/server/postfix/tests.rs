@@ -337,9 +337,8 @@ async fn at_the_end_of_the_daemon_what_came_before_it_is_read_and_answered() {
     }
 }
 
-/// A client that a proxy does not name has no place: neither the proxy's word nor its own gives it one.
 #[tokio::test]
-async fn whom_a_proxy_does_not_name_stays_unknown_whatever_they_say() {
+async fn behind_a_proxy_whom_the_header_names_is_the_client_unless_it_asks_for_others() {
     let site = Site::new().await;
     let mut door = site.door.clone();
     door.proxied = true;
@@ -348,7 +347,6 @@ async fn whom_a_proxy_does_not_name_stays_unknown_whatever_they_say() {
     let address = |text: &str| text.parse().ok();
 
     for (peer, client) in [
-        (Peer { unnamed: true, ..Peer::default() }, None),
         (Peer { address: address("127.0.0.1:1"), ..Peer::default() }, said),
         (Peer { address: address("192.0.2.9:1"), ..Peer::default() }, "192.0.2.9".parse().ok()),
         (Peer::default(), said),

@@ -111,7 +111,7 @@ async fn one_list_is_made_at_a_time_and_counts_until_it_is_sent() {
     let ask = b"GET /api/v1/auth/json?mode=list-accounts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let connect = || async {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let peer = Peer { credentials: None, address: None, unnamed: false };
+        let peer = Peer { credentials: None, address: None };
         tokio::spawn(serve(ours, peer, Arc::clone(&door), CancellationToken::new()));
         theirs.write_all(ask).await.unwrap();
         let mut start = [0; 12];
