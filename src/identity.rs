@@ -184,7 +184,9 @@ impl Login {
             None => {
                 let domain = rules.default_domain.clone().ok_or(NameError::NoDomain)?;
                 // DOMAIN\user, the down-level name of Windows (login.md N-2): the directory knows the user part.
-                (text.rsplit_once('\\').map_or(text, |(_, user)| user), domain, true)
+                let user = text.rsplit_once('\\').map_or(text, |(_, user)| user);
+                check_bytes(user)?;
+                (user, domain, true)
             }
         };
         let local = strip_detail(local, &rules.separator);
@@ -283,6 +285,12 @@ mod tests {
                 "{typed}"
             );
         }
+    }
+
+    #[test]
+    fn a_blank_behind_a_windows_domain_is_one_at_the_start() {
+        let parsed = Login::parse(b"CORP\\ amy", &rules(Some("example.org")));
+        assert_eq!(parsed, Err(NameError::Blank));
     }
 
     #[test]
