@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::{Running, free_port, listens, pass_time, program, read_text, scratch, wait_until};
+use super::{Running, free_port, listens, program, read_text, scratch, wait_until};
 
 const MAIN: &str = include_str!("../../../contrib/exim/main.conf");
 const ACL: &str = include_str!("../../../contrib/exim/acl.conf");
@@ -73,15 +72,7 @@ impl Exim {
 
 impl Drop for Exim {
     fn drop(&mut self) {
-        if self.running.ended().is_none() {
-            self.running.signal(Signal::TERM);
-        }
-        for _ in 0..200 {
-            if self.running.ended().is_some() {
-                return;
-            }
-            pass_time(Duration::from_millis(20));
-        }
+        self.running.end_with_children();
     }
 }
 

@@ -154,6 +154,20 @@ impl Running {
         self.wait(Duration::from_secs(20))
     }
 
+    /// For a drop: SIGTERM, at which it takes its children with it, and a wait of 4 s. What still runs then is killed by the
+    /// drop of this.
+    pub(crate) fn end_with_children(&mut self) {
+        if self.ended().is_none() {
+            self.signal(Signal::TERM);
+        }
+        for _ in 0..200 {
+            if self.ended().is_some() {
+                return;
+            }
+            pass_time(Duration::from_millis(20));
+        }
+    }
+
     /// SIGKILL: no goodbye.
     pub(crate) fn kill9(&mut self) {
         self.child.kill().unwrap();

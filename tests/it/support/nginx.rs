@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::{Running, free_port, listens, program, read_text, scratch, wait_until};
@@ -103,16 +102,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // The master takes its worker with it.
-        if self.running.ended().is_none() {
-            self.running.signal(Signal::TERM);
-        }
-        for _ in 0..200 {
-            if self.running.ended().is_some() {
-                return;
-            }
-            super::pass_time(Duration::from_millis(20));
-        }
+        self.running.end_with_children();
     }
 }
 
