@@ -5,7 +5,7 @@
 //! it is claimed, cancelled, disconnected or too old. The cookie is 128 random bits per connection, so it alone
 //! finds the connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,14 +25,16 @@ pub(super) struct Claim {
     pub(super) at: Instant,
 }
 
-/// All claimable logins of the daemon.
+/// All claimable logins of the daemon, by the cookies of their connections.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Claims(Arc<Mutex<HashMap<[u8; 16], Connection>>>);
+pub(super) struct Claims(Arc<Mutex<HashMap<[u8; 16], Arc<Connection>>>>);
 
 #[derive(Debug)]
 struct Connection {
     client_pid: u32,
-    claims: HashMap<u32, Claim>,
+    /// Oldest first. A lock of its own: what one connection accepts is nothing to the others. Nearly all are claimed
+    /// within milliseconds, so that there are few, and those that are looked for are the youngest.
+    kept: Mutex<VecDeque<(u32, Claim)>>,
 }
 
 /// A connection's place; its claims end with it.
@@ -40,13 +42,15 @@ struct Connection {
 pub(super) struct Place {
     claims: Claims,
     cookie: [u8; 16],
+    connection: Arc<Connection>,
 }
 
 impl Claims {
     /// Opens a place for a login process's connection.
     pub(super) fn open(&self, cookie: [u8; 16], client_pid: u32) -> Place {
-        self.lock().insert(cookie, Connection { client_pid, claims: HashMap::new() });
-        Place { claims: self.clone(), cookie }
+        let connection = Arc::new(Connection { client_pid, kept: Mutex::default() });
+        self.lock().insert(cookie, Arc::clone(&connection));
+        Place { claims: self.clone(), cookie, connection }
     }
 
     /// Takes a claim out. A wrong cookie, pid or id finds nothing and takes nothing.
@@ -57,46 +61,98 @@ impl Claims {
         id: u32,
         now: Instant,
     ) -> Option<Claim> {
-        let mut connections = self.lock();
-        let connection = connections.get_mut(cookie)?;
+        let connection = Arc::clone(self.lock().get(cookie)?);
         if connection.client_pid != client_pid {
             return None;
         }
-        connection.claims.remove(&id).filter(|claim| now < claim.at + CLAIMABLE)
+        let mut kept = connection.kept();
+        let claim = kept.iter().rfind(|(kept, _)| *kept == id).map(|(_, claim)| claim.clone());
+        kept.retain(|(kept, _)| *kept != id);
+        claim.filter(|claim| now < claim.at + CLAIMABLE)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Connection>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Arc<Connection>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(u32, Claim)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Place {
     /// Keeps a login for its claim.
     pub(super) fn keep(&self, id: u32, claim: Claim) {
-        let mut connections = self.claims.lock();
-        let Some(connection) = connections.get_mut(&self.cookie) else { return };
-        let claims = &mut connection.claims;
-        if claims.len() >= MAX_CLAIMS {
-            claims.retain(|_, kept| claim.at < kept.at + CLAIMABLE);
+        let mut kept = self.connection.kept();
+        while kept.front().is_some_and(|(_, oldest)| {
+            kept.len() >= MAX_CLAIMS || claim.at >= oldest.at + CLAIMABLE
+        }) {
+            kept.pop_front();
         }
-        if claims.len() >= MAX_CLAIMS
-            && let Some(oldest) = claims.iter().min_by_key(|(_, kept)| kept.at).map(|(id, _)| *id)
-        {
-            claims.remove(&oldest);
-        }
-        claims.insert(id, claim);
+        kept.push_back((id, claim));
     }
 
     /// The client wants it no more.
     pub(super) fn cancel(&self, id: u32) {
-        if let Some(connection) = self.claims.lock().get_mut(&self.cookie) {
-            connection.claims.remove(&id);
-        }
+        self.connection.kept().retain(|(kept, _)| *kept != id);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.claims.lock().remove(&self.cookie);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    const COOKIE: [u8; 16] = [7; 16];
+
+    fn claim(at: Instant) -> Claim {
+        let mailbox = Arc::new(Mailbox::sample("fry@x.example"));
+        Claim { mailbox, mechanism: Mechanism::Plain, at }
+    }
+
+    #[test]
+    fn a_login_is_claimed_once_and_in_time() {
+        let claims = Claims::default();
+        let place = claims.open(COOKIE, 9);
+        let start = clock::now();
+        (1..=3).for_each(|id| place.keep(id, claim(start)));
+
+        assert!(claims.take(&COOKIE, 8, 1, start).is_none());
+        assert!(claims.take(&[0; 16], 9, 1, start).is_none());
+        assert!(claims.take(&COOKIE, 9, 1, start).is_some());
+        assert!(claims.take(&COOKIE, 9, 1, start).is_none());
+        assert!(claims.take(&COOKIE, 9, 2, start + CLAIMABLE).is_none());
+        place.cancel(3);
+        assert!(claims.take(&COOKIE, 9, 3, start).is_none());
+        place.keep(4, claim(start));
+        drop(place);
+        assert!(claims.take(&COOKIE, 9, 4, start).is_none());
+    }
+
+    #[test]
+    fn at_the_bound_the_oldest_goes_first() {
+        let claims = Claims::default();
+        let place = claims.open(COOKIE, 9);
+        let start = clock::now();
+        let at = |number: u32| start + Duration::from_millis(number.into());
+        let bound = u32::try_from(MAX_CLAIMS).unwrap();
+        (1..=bound).for_each(|id| place.keep(id, claim(at(id))));
+        // Taken, and used again for a younger one.
+        assert!(claims.take(&COOKIE, 9, 1, start).is_some());
+        place.keep(1, claim(at(bound + 1)));
+        (2..=10).for_each(|more| place.keep(bound + more, claim(at(bound + more))));
+
+        for (id, is_there) in [(1, true), (2, false), (10, false), (11, true), (bound + 10, true)] {
+            assert_eq!(claims.take(&COOKIE, 9, id, start).is_some(), is_there, "{id}");
+        }
+        assert!(place.connection.kept().len() <= MAX_CLAIMS);
     }
 }
