@@ -1,6 +1,7 @@
 //! What memory cannot answer: find out who is meant, ask the directory, make or update the mailbox, remember.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,12 +11,35 @@ use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, acco
 use super::password::{CheckError, Checked};
 use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Source, name_key};
 use crate::clock;
-use crate::directory::{Answer, Finding, Known, Lock, Profile, Question, Said, Share, Why};
+use crate::directory::{self, Answer, Finding, Lock, Profile, Question, Said, Share, Why};
 use crate::identity::Login;
 use crate::person::Person;
-use crate::provision::{self, Change, Outcome, Provisioned, Refusal};
+use crate::provision::{self, Change, Known, Outcome, Provisioned, Refusal};
 use crate::secret::Password;
 use crate::store::{Link, Mailbox, Provider};
+
+/// The mailbox of a name, as it was before the directory is asked.
+struct Stored {
+    mailbox: Mailbox,
+    /// That of memory before the mailbox was read.
+    edition: u64,
+    from: ReadFrom,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReadFrom {
+    /// The store is gone: as memory knows it.
+    Memory,
+    Store,
+}
+
+impl Deref for Stored {
+    type Target = Mailbox;
+
+    fn deref(&self) -> &Mailbox {
+        &self.mailbox
+    }
+}
 
 /// One question, owned by the task that asks it: a client that hangs up does not end it.
 struct Asking {
@@ -72,7 +96,7 @@ impl Authenticator {
             Err(settled) => return settled,
         };
         // The account: as memory knows it by this name, or as the store knows it by this address.
-        let key = match (&record, stored.as_ref().and_then(stored_account)) {
+        let key = match (&record, stored.as_deref().and_then(stored_account)) {
             (Some(record), _) => record.account.to_string(),
             (None, Some(account)) => account,
             (None, None) => asking.name.clone(),
@@ -98,7 +122,7 @@ impl Authenticator {
         self: &Arc<Self>,
         asking: &Asking,
         record: Option<Arc<Record>>,
-        stored: Option<&Mailbox>,
+        stored: Option<&Stored>,
     ) -> Settled {
         let setup = &asking.setup;
         let newest = |person: &Person| setup.newest(person);
@@ -131,11 +155,13 @@ impl Authenticator {
         &self,
         asking: &Asking,
         record: Option<&Record>,
-    ) -> Result<Option<Mailbox>, Settled> {
+    ) -> Result<Option<Stored>, Settled> {
+        let edition = self.memory.edition();
+        let stored = |mailbox, from| Stored { mailbox, edition, from };
         match self.store.owner(&asking.login.address).await {
-            Ok(stored) => Ok(stored),
+            Ok(mailbox) => Ok(mailbox.map(|mailbox| stored(mailbox, ReadFrom::Store))),
             Err(error) => match record.and_then(Record::mailbox) {
-                Some(mailbox) => Ok(Some(Mailbox::clone(&mailbox))),
+                Some(mailbox) => Ok(Some(stored(Mailbox::clone(&mailbox), ReadFrom::Memory))),
                 None => Err(later(Reason::StoreUnavailable, Some(&error))),
             },
         }
@@ -154,7 +180,7 @@ impl Authenticator {
             &setup.rules,
             &person,
             asking.protocol,
-            mailbox.as_deref(),
+            mailbox.as_deref().map_or(Known::Nothing, Known::Remembered),
         );
         match self.provisioned(asking, outcome.await) {
             Ok(ready) => {
@@ -175,7 +201,7 @@ impl Authenticator {
         self: &Arc<Self>,
         asking: &Asking,
         record: Option<&Arc<Record>>,
-        stored: Option<&Mailbox>,
+        stored: Option<&Stored>,
     ) -> Settled {
         let Some(stored) = stored else {
             return match self.ask_known(asking, record).await {
@@ -220,6 +246,7 @@ impl Authenticator {
             Err(error) => return later(Reason::StoreUnavailable, Some(&error)),
         };
         if stored.provider != Provider::Local {
+            let stored = Stored { mailbox: stored, edition, from: ReadFrom::Store };
             return Box::pin(self.ask(asking, None, Some(&stored))).await;
         }
         let checked = match self.check_here(asking, &stored).await {
@@ -284,7 +311,8 @@ impl Authenticator {
             (Ok(Some(mailbox)), _) => {
                 // Another process gave it to a directory: what was proven here counts no more.
                 self.memory.forget_mailbox(id);
-                return Box::pin(self.ask(asking, None, Some(&mailbox))).await;
+                let stored = Stored { mailbox, edition, from: ReadFrom::Store };
+                return Box::pin(self.ask(asking, None, Some(&stored))).await;
             }
             (Ok(None), _) => {
                 self.memory.end_proofs(record);
@@ -305,7 +333,7 @@ impl Authenticator {
         &self,
         asking: &Asking,
         profile: &Profile,
-        stored: Option<&Mailbox>,
+        stored: Option<&Stored>,
     ) -> Option<Settled> {
         let stored = stored.filter(|_| asking.setup.falls_back(profile.name()))?;
         // Read again: see `ask_here`.
@@ -365,12 +393,12 @@ impl Authenticator {
         profile: &Arc<Profile>,
         linked: Option<&str>,
         record: Option<&Arc<Record>>,
-        stored: Option<&Mailbox>,
+        stored: Option<&Stored>,
     ) -> Option<Settled> {
         let record = record.filter(|record| record.person().profile == *profile.name());
         let known = record.map(|record| {
             let person = record.person();
-            Known { dn: person.dn.clone(), id: person.id.clone() }
+            directory::Known { dn: person.dn.clone(), id: person.id.clone() }
         });
         let is_known = known.is_some() || linked.is_some();
         let question = Question {
@@ -512,11 +540,11 @@ impl Authenticator {
         asking: &Asking,
         profile: &Arc<Profile>,
         person: Person,
-        stored: Option<&Mailbox>,
+        stored: Option<&Stored>,
     ) -> Settled {
         let setup = &asking.setup;
         let found = Link { profile: person.profile.as_ref().into(), id: person.id.clone() };
-        if let Some(linked) = stored.and_then(|mailbox| mailbox.link.clone())
+        if let Some(linked) = stored.and_then(|stored| stored.link.clone())
             && linked != found
         {
             // The name is a mailbox's, and whoever the directory finds by it now is not its owner (V-6).
@@ -526,14 +554,18 @@ impl Authenticator {
         }
         let person = Arc::new(person);
         let versions = Versions { rules: setup.generation, profile: profile.epoch() };
-        let edition = self.memory.edition();
+        let edition = stored.map_or_else(|| self.memory.edition(), |stored| stored.edition);
         let remembered = self
             .memory
             .account(&account_key(&person.profile, &person.id))
             .and_then(|record| record.mailbox());
-        let remembered = remembered.as_deref().or(stored);
+        let known = match (stored, remembered.as_deref()) {
+            (Some(Stored { mailbox, from: ReadFrom::Store, .. }), _) => Known::Read(mailbox),
+            (_, Some(mailbox)) | (Some(Stored { mailbox, .. }), None) => Known::Remembered(mailbox),
+            (None, None) => Known::Nothing,
+        };
         let outcome =
-            provision::provision(&self.store, &setup.rules, &person, asking.protocol, remembered);
+            provision::provision(&self.store, &setup.rules, &person, asking.protocol, known);
         let ready = match self.provisioned(asking, outcome.await) {
             Ok(ready) => ready,
             Err(settled) => {
@@ -641,7 +673,7 @@ impl Authenticator {
         let deadline = clock::now() + setup.deadline;
         let core = Arc::clone(self);
         self.tracker.spawn(async move {
-            let known = Known { dn: person.dn.clone(), id: person.id.clone() };
+            let known = directory::Known { dn: person.dn.clone(), id: person.id.clone() };
             let read = profile.read_stamp(&known, Share::Known, deadline).await;
             if let Finding::One(found) = read {
                 core.memory.stamp_seen(&record, found.stamp);

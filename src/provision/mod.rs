@@ -43,8 +43,19 @@ pub struct Provisioned {
     pub write_error: Option<StoreError>,
 }
 
-/// Makes or updates the mailbox of a person who proved their password. `remembered` is the mailbox as last seen: it
-/// stands in when the store is gone.
+/// What the caller knows of the person's mailbox.
+#[derive(Clone, Copy, Debug)]
+pub enum Known<'a> {
+    /// Nothing.
+    Nothing,
+    /// What the store holds: the caller has just read it there. It is not read again, and stands in when the store is
+    /// gone.
+    Read(&'a Mailbox),
+    /// The mailbox as last seen: it stands in when the store is gone.
+    Remembered(&'a Mailbox),
+}
+
+/// Makes or updates the mailbox of a person who proved their password.
 ///
 /// May be dropped half way: each transaction stands whole or not at all.
 pub async fn provision(
@@ -52,11 +63,24 @@ pub async fn provision(
     rules: &Rules,
     person: &Person,
     protocol: Option<&str>,
-    remembered: Option<&Mailbox>,
+    known: Known<'_>,
 ) -> Outcome {
+    let (mut read, remembered) = match known {
+        Known::Nothing => (None, None),
+        Known::Remembered(mailbox) => (None, Some(mailbox)),
+        // Any other mailbox is not the one that the link leads to.
+        Known::Read(mailbox) if mailbox.link.as_ref() == Some(&plan::link(person)) => {
+            (Some(mailbox), Some(mailbox))
+        }
+        Known::Read(mailbox) => (None, Some(mailbox)),
+    };
     let mut refused_by_store = Vec::new();
     for _ in 0..ROUNDS {
-        let stored = match find(store, rules, person).await {
+        let stored = match read.take() {
+            Some(mailbox) => Ok(Some(mailbox.clone())),
+            None => find(store, rules, person).await,
+        };
+        let stored = match stored {
             Ok(stored) => stored,
             Err(error) => return without_store(rules, person, protocol, remembered, error),
         };

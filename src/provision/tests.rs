@@ -43,7 +43,7 @@ impl Site {
     }
 
     async fn login(&self, person: &Person) -> Provisioned {
-        match provision(&self.store, &self.rules, person, Some("imap"), None).await {
+        match provision(&self.store, &self.rules, person, Some("imap"), Known::Nothing).await {
             Outcome::Ready(ready) => *ready,
             other => panic!("{other:?}"),
         }
@@ -62,7 +62,7 @@ impl Site {
     }
 
     async fn refused(&self, person: &Person) -> Refusal {
-        match provision(&self.store, &self.rules, person, Some("imap"), None).await {
+        match provision(&self.store, &self.rules, person, Some("imap"), Known::Nothing).await {
             Outcome::Refused(refusal) => refusal,
             other => panic!("{other:?}"),
         }
@@ -256,11 +256,11 @@ async fn mailboxes_are_made_only_where_and_for_what_the_section_says() {
     site.reload(|config| corp(config).lazy.protocols = vec!["smtp".into()]).await;
     assert_eq!(site.refused(&fry()).await, Refusal::CreationOff);
     site.reload(|config| corp(config).lazy.enabled = false).await;
-    let any = provision(&site.store, &site.rules, &fry(), None, None).await;
+    let any = provision(&site.store, &site.rules, &fry(), None, Known::Nothing).await;
     assert!(matches!(any, Outcome::Refused(Refusal::CreationOff)));
 
     site.reload(|config| corp(config).lazy.enabled = true).await;
-    let made = provision(&site.store, &site.rules, &fry(), Some("smtp"), None).await;
+    let made = provision(&site.store, &site.rules, &fry(), Some("smtp"), Known::Nothing).await;
     assert!(matches!(made, Outcome::Ready(_)));
     site.settled(&fry()).await;
 }
@@ -587,7 +587,7 @@ async fn thirty_people_log_in_for_the_first_time_six_times_at_once() {
             let id = format!("p{}", number % 30);
             let mail = format!("{id}@example.org");
             let person = person(&id, &[("mail", &mail), ("mailTemplate", "basic")]);
-            provision(&store, &rules, &person, Some("imap"), None).await
+            provision(&store, &rules, &person, Some("imap"), Known::Nothing).await
         });
     }
 
@@ -616,7 +616,7 @@ async fn the_last_place_in_a_domain_goes_to_one() {
             let id = format!("p{}", number % 20);
             let mail = format!("{id}@example.org");
             let person = person(&id, &[("mail", &mail), ("mailTemplate", "basic")]);
-            provision(&store, &rules, &person, Some("imap"), None).await
+            provision(&store, &rules, &person, Some("imap"), Known::Nothing).await
         });
     }
 
@@ -642,8 +642,10 @@ async fn with_the_store_gone_the_remembered_get_in_and_others_hear_later() {
     std::fs::rename(&file, site.directory.path().join("moved.db")).unwrap();
     let gold = person("fry", &[("mail", "fry@example.org"), ("mailTemplate", "gold")]);
 
-    let known = provision(&site.store, &site.rules, &gold, Some("imap"), Some(&remembered)).await;
-    let stranger = provision(&site.store, &site.rules, &gold, Some("imap"), None).await;
+    let known =
+        provision(&site.store, &site.rules, &gold, Some("imap"), Known::Remembered(&remembered))
+            .await;
+    let stranger = provision(&site.store, &site.rules, &gold, Some("imap"), Known::Nothing).await;
 
     let Outcome::Ready(known) = known else { panic!("{known:?}") };
     assert_eq!(&*known.mailbox.settings.template, "large");
@@ -663,8 +665,8 @@ async fn with_the_store_locked_a_mailbox_is_used_as_it_should_be() {
     let unchanged = site.login(&fry()).await;
     assert!(unchanged.write_error.is_none(), "nothing to change must not wait for the lock");
     let (known, newcomer) = tokio::join!(
-        provision(&site.store, &site.rules, &gold, Some("imap"), None),
-        provision(&site.store, &site.rules, &newcomer, Some("imap"), None),
+        provision(&site.store, &site.rules, &gold, Some("imap"), Known::Nothing),
+        provision(&site.store, &site.rules, &newcomer, Some("imap"), Known::Nothing),
     );
 
     assert!(crate::clock::now().duration_since(started) < Duration::from_secs(3));
@@ -759,7 +761,7 @@ mod any {
                         attributes.iter().map(|(name, value)| (*name, value.as_str())).collect();
                     let person = person(&id, &attributes);
                     let outcome =
-                        provision(&site.store, &site.rules, &person, Some("imap"), None).await;
+                        provision(&site.store, &site.rules, &person, Some("imap"), Known::Nothing).await;
                     if let Outcome::Ready(ready) = outcome {
                         assert!(ready.write_error.is_none(), "{ready:?}");
                         assert_eq!(&*ready.mailbox.link.as_ref().unwrap().id, id);

@@ -72,6 +72,21 @@ impl Db {
         }
     }
 
+    /// All rows of a query that says all it needs to know in one statement.
+    pub(super) async fn read(
+        &self,
+        statement: Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>, StoreError> {
+        match self {
+            Self::Sqlite { readers, file, .. } => {
+                file.check()?;
+                let rows = sqlite_query(statement, values).fetch_all(readers).await?;
+                Ok(rows.into_iter().map(Row::Sqlite).collect())
+            }
+        }
+    }
+
     /// The right to write, held until the transaction ends.
     pub(super) async fn begin_write(&self) -> Result<Begun, StoreError> {
         match self {

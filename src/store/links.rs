@@ -4,18 +4,11 @@ use super::dialect::{Transaction, statements};
 use super::{Link, StoreError};
 
 statements! {
-    LINKED = "SELECT mailbox FROM links WHERE profile = ? AND id = ?";
     CUT = "DELETE FROM links WHERE mailbox = ? AND profile <> ?";
     INSERT = "INSERT INTO links (profile, id, mailbox) VALUES (?, ?, ?)" or_ignore "profile, id";
 }
 
 impl Transaction {
-    /// The number of the mailbox that belongs to a directory entry.
-    pub(super) async fn linked_id(&mut self, link: &Link) -> Result<Option<i64>, StoreError> {
-        let row = self.row(LINKED, &[(&*link.profile).into(), (&*link.id).into()]).await?;
-        row.map(|row| row.int(0)).transpose()
-    }
-
     /// Cuts a mailbox's tie to a directory other than this.
     pub(super) async fn cut_links_to_others(
         &mut self,

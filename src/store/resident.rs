@@ -65,7 +65,7 @@ impl Store {
     ) -> Result<Vec<(String, Resident)>, StoreError> {
         let at = |index: usize| addresses.get(index).copied().unwrap_or_default().into();
         within(async {
-            let rows = self.begin_read().await?.rows(AT, &[at(0), at(1), at(2), at(3)]).await?;
+            let rows = self.db.read(AT, &[at(0), at(1), at(2), at(3)]).await?;
             rows.iter().map(resident).collect()
         })
         .await
