@@ -1,21 +1,23 @@
-//! A simple bind with a password that is not UTF-8. RFC 4513 §5.1.3 wants UTF-8, servers compare bytes, and the
-//! client library sends text only: so this one operation speaks LDAP itself (RFC 4511 §4.2, §4.14), on a connection
-//! that serves for one bind.
+//! Simple binds, one at a time on a connection of their own (RFC 4511 §4.2, §4.14). This one operation speaks LDAP itself:
+//! it is what a login waits for, and the client library passes each through two tasks and three channels; nor does that
+//! send passwords that are not UTF-8 (RFC 4513 §5.1.3 wants UTF-8, servers compare bytes), nor zero what it sent.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use ldap3::asn1::{ASNTag, Integer, OctetString, PL, Sequence, StructureTag, Tag, TagClass, write};
+use bytes::{Buf, BytesMut};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
-use super::ber::{element, length_bytes, unsigned};
+use super::ber::{element, length_bytes, unsigned, write_element, write_number};
 use super::connect::{ConnectError, Stage, Target};
 use super::connection::OperationError;
 use super::verdict::{BindReply, POLICY_OID, parse_policy};
@@ -28,20 +30,24 @@ const ANSWER_LIMIT: usize = 64 * 1024;
 /// RFC 4511 §4.14.1
 const STARTTLS_OID: &str = "1.3.6.1.4.1.1466.20037";
 
-const STARTTLS_ID: u8 = 1;
-const BIND_ID: u8 = 2;
+const STARTTLS_ID: u32 = 1;
 
 const BIND_RESPONSE: u8 = 0x61;
 const EXTENDED_RESPONSE: u8 = 0x78;
 
-/// A connection for one bind; dropping it closes it.
-pub(super) struct RawConnection(Box<dyn Stream>);
+/// A connection that serves binds; dropping it closes it.
+pub(super) struct BindConnection {
+    stream: Box<dyn Stream>,
+    input: BytesMut,
+    last_id: u32,
+    born: Instant,
+}
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-impl RawConnection {
+impl BindConnection {
     /// Connects as [`Target::connect`] does; all of it within the time given.
     pub(super) async fn open(target: &Target, within: Duration) -> Result<Self, ConnectError> {
         let until = clock::now() + within;
@@ -50,86 +56,135 @@ impl RawConnection {
         let left = until.saturating_duration_since(clock::now());
         let failed = |detail, timed_out| ConnectError { stage: Stage::Tls, detail, timed_out };
         match timeout(left, protect(target, socket)).await {
-            Ok(Ok(connection)) => Ok(connection),
+            Ok(Ok(stream)) => Ok(Self {
+                stream,
+                input: BytesMut::new(),
+                last_id: STARTTLS_ID,
+                born: clock::now(),
+            }),
             Ok(Err(error)) => Err(failed(target.explain_io(&error), false)),
             Err(_) => Err(failed(target.explain_silence(left), true)),
         }
     }
 
     /// The bind. An answer of the server, whatever its code, is `Ok`; what is no answer may have been looked at.
+    ///
+    /// Not cancel-safe: after anything but `Ok` the connection must not be used again.
     pub(super) async fn bind(
-        mut self,
+        &mut self,
         dn: &str,
         password: &[u8],
         within: Duration,
     ) -> Result<BindReply, OperationError> {
-        let mut request = bind_request(dn, password)
-            .map_err(|error| OperationError::Broken(error.to_string()))?;
-        let answer = timeout(within, ask(&mut self.0, &request, BIND_ID, BIND_RESPONSE)).await;
-        request.zeroize();
-        match answer {
+        self.last_id = self.last_id.wrapping_add(1) & 0x7fff_ffff;
+        let request = bind_request(self.last_id, dn, password);
+        match timeout(within, self.ask(&request)).await {
             Ok(answer) => answer.map_err(|error| OperationError::Broken(error.to_string())),
             Err(_) => Err(OperationError::Timeout(within)),
         }
     }
+
+    async fn ask(&mut self, request: &[u8]) -> io::Result<BindReply> {
+        self.stream.write_all(request).await?;
+        self.stream.flush().await?;
+        loop {
+            if let Some((head, length)) = message_length(&self.input)? {
+                let end = head + length;
+                if let Some(content) = self.input.get(head..end) {
+                    let reply = decode(content, self.last_id, BIND_RESPONSE);
+                    self.input.advance(end);
+                    return reply.ok_or_else(no_answer);
+                }
+            }
+            if self.stream.read_buf(&mut self.input).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Whether the server has neither closed it nor said anything (a notice of disconnection is all that it could say).
+    /// Never waits; true may be late.
+    pub(super) async fn is_quiet(&mut self) -> bool {
+        let stream = &mut self.stream;
+        let read = poll_fn(|context| {
+            let mut byte = [0];
+            let polled = Pin::new(&mut *stream).poll_read(context, &mut ReadBuf::new(&mut byte));
+            Poll::Ready(polled.is_pending())
+        });
+        self.input.is_empty() && read.await
+    }
+
+    /// How long it has been open.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.born)
+    }
 }
 
-async fn protect(target: &Target, socket: std::net::TcpStream) -> io::Result<RawConnection> {
+async fn protect(target: &Target, socket: std::net::TcpStream) -> io::Result<Box<dyn Stream>> {
     let mut socket = TcpStream::from_std(socket)?;
     if target.tls() == Tls::Starttls {
-        let answer = ask(&mut socket, &starttls_request()?, STARTTLS_ID, EXTENDED_RESPONSE).await?;
+        socket.write_all(&starttls_request()).await?;
+        let message = read_message(&mut socket).await?;
+        let answer = decode(&message, STARTTLS_ID, EXTENDED_RESPONSE).ok_or_else(no_answer)?;
         if answer.code != 0 {
             let refusal = format!("refused: code {} {}", answer.code, answer.text);
             return Err(io::Error::other(refusal));
         }
     }
-    let Some(config) = target.tls_config() else { return Ok(RawConnection(Box::new(socket))) };
+    let Some(config) = target.tls_config() else { return Ok(Box::new(socket)) };
     let name = ServerName::try_from(target.tls_name().to_owned()).map_err(io::Error::other)?;
     let connector = TlsConnector::from(Arc::clone(config));
-    Ok(RawConnection(Box::new(connector.connect(name, socket).await?)))
+    Ok(Box::new(connector.connect(name, socket).await?))
 }
 
-/// Sends one request and reads the one answer to it.
-async fn ask(
-    stream: &mut (impl AsyncRead + AsyncWrite + Unpin + ?Sized),
-    request: &[u8],
-    id: u8,
-    wanted: u8,
-) -> io::Result<BindReply> {
-    stream.write_all(request).await?;
-    stream.flush().await?;
-    let message = read_message(stream).await?;
-    decode(&message, id, wanted).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, "what came is no answer to the request")
-    })
+fn no_answer() -> io::Error {
+    bad("what came is no answer to the request")
+}
+
+fn bad(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// How many bytes stand before the content of the LDAPMessage that begins here, and how many that has; `None`: more is
+/// needed to tell.
+fn message_length(bytes: &[u8]) -> io::Result<Option<(usize, usize)>> {
+    let Some((tag, rest)) = bytes.split_first() else { return Ok(None) };
+    if *tag != 0x30 {
+        return Err(bad("what came is not ldap"));
+    }
+    let Some((first, rest)) = rest.split_first() else { return Ok(None) };
+    let more = length_bytes(*first).ok_or_else(|| bad("what came is not ldap"))?;
+    let length = match (more, rest.get(..more)) {
+        (0, _) => u32::from(*first),
+        (_, None) => return Ok(None),
+        (_, Some(bytes)) => unsigned(bytes).unwrap_or(u32::MAX),
+    };
+    match usize::try_from(length).ok().filter(|length| *length <= ANSWER_LIMIT) {
+        Some(length) => Ok(Some((2 + more, length))),
+        None => Err(bad("the answer is too long")),
+    }
 }
 
 /// The content of one LDAPMessage. Not a byte more is read: after StartTLS the rest must be TLS.
 async fn read_message(stream: &mut (impl AsyncRead + Unpin + ?Sized)) -> io::Result<Vec<u8>> {
-    let bad = |what| io::Error::new(io::ErrorKind::InvalidData, what);
-    let tag = stream.read_u8().await?;
-    let first = stream.read_u8().await?;
-    let (0x30, Some(more)) = (tag, length_bytes(first)) else {
-        return Err(bad("what came is not ldap"));
+    let mut head = Vec::new();
+    let length = loop {
+        head.push(stream.read_u8().await?);
+        if let Some((_, length)) = message_length(&head)? {
+            break length;
+        }
     };
-    let mut length = u32::from(first);
-    if more > 0 {
-        let mut bytes = vec![0; more];
-        stream.read_exact(&mut bytes).await?;
-        length = unsigned(&bytes).unwrap_or(u32::MAX);
-    }
-    let length = usize::try_from(length).ok().filter(|length| *length <= ANSWER_LIMIT);
-    let mut content = vec![0; length.ok_or_else(|| bad("the answer is too long"))?];
+    let mut content = vec![0; length];
     stream.read_exact(&mut content).await?;
     Ok(content)
 }
 
 /// Reads the result in a message's content; `None` for another kind of answer, or one to another request: a notice
 /// of disconnection has id 0.
-fn decode(message: &[u8], id: u8, wanted: u8) -> Option<BindReply> {
+fn decode(message: &[u8], id: u32, wanted: u8) -> Option<BindReply> {
     let (0x02, number, rest) = element(message)? else { return None };
     let (tag, answer, rest) = element(rest)?;
-    if unsigned(number) != Some(u32::from(id)) || tag != wanted {
+    if unsigned(number) != Some(id) || tag != wanted {
         return None;
     }
     let (0x0a, code, answer) = element(answer)? else { return None };
@@ -165,53 +220,36 @@ fn policy_value(mut controls: &[u8]) -> Option<&[u8]> {
     None
 }
 
-fn bind_request(dn: &str, password: &[u8]) -> io::Result<Vec<u8>> {
-    let bind = Tag::Sequence(Sequence {
-        id: 0,
-        class: TagClass::Application,
-        inner: vec![
-            Tag::Integer(Integer { inner: 3, ..Integer::default() }),
-            octets(dn.as_bytes()),
-            Tag::OctetString(OctetString {
-                id: 0,
-                class: TagClass::Context,
-                inner: password.to_vec(),
-            }),
-        ],
-    });
-    let control = Tag::Sequence(Sequence {
-        inner: vec![octets(POLICY_OID.as_bytes())],
-        ..Sequence::default()
-    });
-    let controls = StructureTag {
-        id: 0,
-        class: TagClass::Context,
-        payload: PL::C(vec![control.into_structure()]),
-    };
-    message(BIND_ID, vec![bind, Tag::StructureTag(controls)])
+/// Zeroed when it is dropped; it has its room from the start, so that no copy stays behind where it grew.
+fn bind_request(id: u32, dn: &str, password: &[u8]) -> Zeroizing<Vec<u8>> {
+    let (mut oid, mut controls) = (Vec::new(), Vec::new());
+    write_element(0x04, POLICY_OID.as_bytes(), &mut oid);
+    write_element(0x30, &oid, &mut controls);
+
+    let mut bind = Zeroizing::new(Vec::with_capacity(dn.len() + password.len() + 16));
+    write_element(0x02, &[3], &mut bind);
+    write_element(0x04, dn.as_bytes(), &mut bind);
+    write_element(0x80, password, &mut bind);
+
+    let room = bind.len() + controls.len() + 32;
+    let mut content = Zeroizing::new(Vec::with_capacity(room));
+    write_number(id, &mut content);
+    write_element(0x60, &bind, &mut content);
+    write_element(0xa0, &controls, &mut content);
+    let mut message = Zeroizing::new(Vec::with_capacity(room));
+    write_element(0x30, &content, &mut message);
+    message
 }
 
-fn starttls_request() -> io::Result<Vec<u8>> {
-    let name = Tag::OctetString(OctetString {
-        id: 0,
-        class: TagClass::Context,
-        inner: STARTTLS_OID.as_bytes().to_vec(),
-    });
-    let request = Sequence { id: 23, class: TagClass::Application, inner: vec![name] };
-    message(STARTTLS_ID, vec![Tag::Sequence(request)])
-}
-
-fn message(id: u8, parts: Vec<Tag>) -> io::Result<Vec<u8>> {
-    let id = Tag::Integer(Integer { inner: i64::from(id), ..Integer::default() });
-    let inner = std::iter::once(id).chain(parts).collect();
-    let message = Tag::Sequence(Sequence { inner, ..Sequence::default() });
-    let mut bytes = BytesMut::new();
-    write::encode_into(&mut bytes, message.into_structure())?;
-    Ok(bytes.into())
-}
-
-fn octets(bytes: &[u8]) -> Tag {
-    Tag::OctetString(OctetString { inner: bytes.to_vec(), ..OctetString::default() })
+fn starttls_request() -> Vec<u8> {
+    let mut name = Vec::new();
+    write_element(0x80, STARTTLS_OID.as_bytes(), &mut name);
+    let mut content = Vec::new();
+    write_number(STARTTLS_ID, &mut content);
+    write_element(0x77, &name, &mut content);
+    let mut message = Vec::new();
+    write_element(0x30, &content, &mut message);
+    message
 }
 
 #[cfg(test)]
@@ -225,9 +263,22 @@ mod tests {
     const LOCKED: &[u8] = b"\x30\x32\x02\x01\x02\x61\x07\x0a\x01\x31\x04\x00\x04\x00\
         \xa0\x24\x30\x22\x04\x191.3.6.1.4.1.42.2.27.8.5.1\x04\x05\x30\x03\x81\x01\x01";
 
+    const BIND_ID: u32 = 2;
+
+    /// Both ways of reading must agree.
     async fn read(bytes: &[u8]) -> Option<BindReply> {
         let mut peer = bytes;
-        decode(&read_message(&mut peer).await.ok()?, BIND_ID, BIND_RESPONSE)
+        let exact = read_message(&mut peer).await.ok();
+        let exact = exact.and_then(|message| decode(&message, BIND_ID, BIND_RESPONSE));
+        let (ours, mut theirs) = tokio::io::duplex(128 * 1024);
+        let stream: Box<dyn Stream> = Box::new(ours);
+        let born = clock::now();
+        let mut connection = BindConnection { stream, input: BytesMut::new(), last_id: 1, born };
+        theirs.write_all(bytes).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let bound = connection.bind("o=x", b"secret", Duration::from_secs(5)).await.ok();
+        assert_eq!(exact, bound, "{bytes:02x?}");
+        bound
     }
 
     fn reply(code: u32, text: &str, error: Option<u8>) -> BindReply {
@@ -291,9 +342,11 @@ mod tests {
 
     #[test]
     fn a_bind_is_sent_as_bytes_with_the_policy_control() {
-        let sent = bind_request("o=x", b"\xff\xfe").unwrap();
+        let sent = bind_request(0x0102_0304, "o=x", b"\xff\xfe");
         let (0x30, content, []) = element(&sent).unwrap() else { panic!("{sent:02x?}") };
-        let (0x02, b"\x02", rest) = element(content).unwrap() else { panic!("{sent:02x?}") };
+        let (0x02, b"\x01\x02\x03\x04", rest) = element(content).unwrap() else {
+            panic!("{sent:02x?}")
+        };
         let (0x60, bind, rest) = element(rest).unwrap() else { panic!("{sent:02x?}") };
         assert_eq!(bind, b"\x02\x01\x03\x04\x03o=x\x80\x02\xff\xfe");
         let (0xa0, controls, []) = element(rest).unwrap() else { panic!("{sent:02x?}") };
@@ -301,7 +354,38 @@ mod tests {
         assert_eq!(element(control), Some((4, POLICY_OID.as_bytes(), &b""[..])));
     }
 
+    #[tokio::test]
+    async fn a_connection_that_was_closed_or_spoke_is_not_quiet() {
+        let quiet = |ours| async move {
+            let stream: Box<dyn Stream> = Box::new(ours);
+            let born = clock::now();
+            BindConnection { stream, input: BytesMut::new(), last_id: 1, born }.is_quiet().await
+        };
+        let (ours, theirs) = tokio::io::duplex(64);
+        assert!(quiet(ours).await);
+        drop(theirs);
+        let (ours, theirs) = tokio::io::duplex(64);
+        drop(theirs);
+        assert!(!quiet(ours).await);
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        theirs.write_all(b"x").await.unwrap();
+        assert!(!quiet(ours).await);
+    }
+
     proptest! {
+        #[test]
+        fn a_bind_is_sent_whatever_its_length(dn in ".{0,300}", password in prop::collection::vec(any::<u8>(), 1..1100)) {
+            let sent = bind_request(7, &dn, &password);
+            let (_, content, rest) = element(&sent).unwrap();
+            prop_assert!(rest.is_empty());
+            let (_, _, rest) = element(content).unwrap();
+            let (_, bind, _) = element(rest).unwrap();
+            let (_, _, rest) = element(bind).unwrap();
+            let (_, name, rest) = element(rest).unwrap();
+            let (_, secret, _) = element(rest).unwrap();
+            prop_assert_eq!((name, secret), (dn.as_bytes(), &*password));
+        }
+
         #[test]
         fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode(&bytes, BIND_ID, BIND_RESPONSE);

@@ -2,7 +2,7 @@
 //! or nothing, with a TLS configuration of ours.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ldap3::{LdapConnAsync, LdapConnSettings, LdapError, StdStream};
@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::connection::Connection;
+use super::pool::lock;
 use super::tls::{self, Files};
 use super::{Fault, fault};
 use crate::clock;
@@ -25,8 +26,21 @@ pub struct Target {
     tls: Tls,
     /// The server's name in TLS.
     name: String,
+    /// Shared by all connections, so that TLS sessions are resumed.
     config: Option<Arc<ClientConfig>>,
+    resolved: Mutex<Resolved>,
 }
+
+/// What the server's name last stood for.
+#[derive(Clone, Debug, Default)]
+struct Resolved {
+    /// When that was asked; `None`: it must be asked again.
+    at: Option<Instant>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// So long a name is not asked about again, as long as its addresses can be reached.
+const RESOLVED: Duration = Duration::from_secs(60);
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,6 +109,7 @@ impl Target {
             port,
             tls,
             config,
+            resolved: Mutex::default(),
         })
     }
 
@@ -129,7 +144,25 @@ impl Target {
         self.protect(socket, until).await
     }
 
+    /// The addresses of the server's name, as of the last minute. While nobody can say, those it had before.
     pub(super) async fn resolve(&self, within: Duration) -> Result<Vec<SocketAddr>, ConnectError> {
+        let before = lock(&self.resolved).clone();
+        let now = clock::now();
+        if before.at.is_some_and(|at| now.saturating_duration_since(at) < RESOLVED) {
+            return Ok(before.addresses);
+        }
+        match self.ask_for_addresses(within).await {
+            Ok(addresses) => {
+                let at = Some(clock::now());
+                *lock(&self.resolved) = Resolved { at, addresses: addresses.clone() };
+                Ok(addresses)
+            }
+            Err(_) if !before.addresses.is_empty() => Ok(before.addresses),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask_for_addresses(&self, within: Duration) -> Result<Vec<SocketAddr>, ConnectError> {
         let host = &self.host;
         let failed = |detail: String, timed_out| ConnectError {
             stage: Stage::Dns,
@@ -173,6 +206,8 @@ impl Target {
                 Err(_) => failed(format!("{address}: no connection within {}", show(part)), true),
             };
         }
+        // The server may have moved.
+        lock(&self.resolved).at = None;
         Err(problem)
     }
 

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use ldap3::Scope;
 
+use super::bind::BindConnection;
 use super::breaker::{PROBE_INTERVAL, REFUSAL_INTERVAL, Turn, next_doubled};
 use super::connect::{ConnectError, Target};
 use super::connection::{Connection, Found, OperationError, Query};
 use super::filter::Filter;
 use super::pool::{BUSY, UNAVAILABLE, lock};
-use super::raw_bind::RawConnection;
 use super::standing::Standing;
 use super::verdict::{BindReply, Class, classify};
 use crate::clock;
@@ -23,6 +23,9 @@ const OPERATIONS_LIMIT: u32 = 50_000;
 
 /// A bind connection that has been idle for longer may have been forgotten by a firewall on the way.
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
+
+/// So often the connections are looked after.
+const TENDING_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What the servers of a profile have in common.
 #[derive(Debug)]
@@ -68,6 +71,7 @@ pub(super) struct Host {
     standing: Standing,
     service_refusal: Mutex<Option<String>>,
     probing: AtomicBool,
+    tended: AtomicBool,
     slots: Vec<tokio::sync::Mutex<Slot>>,
     turn: AtomicUsize,
     idle: Mutex<Vec<Idle>>,
@@ -94,7 +98,7 @@ struct Shared {
 }
 
 struct Idle {
-    connection: Connection,
+    connection: BindConnection,
     since: Instant,
 }
 
@@ -111,6 +115,7 @@ impl Host {
             standing: Standing::new(Arc::clone(target.label()), metrics.clone()),
             service_refusal: Mutex::default(),
             probing: AtomicBool::new(false),
+            tended: AtomicBool::new(false),
             slots: slots.collect(),
             turn: AtomicUsize::new(0),
             idle: Mutex::default(),
@@ -199,18 +204,14 @@ impl Host {
         dn: &str,
         password: &[u8],
     ) -> Result<BindReply, Failure> {
-        let Ok(password) = std::str::from_utf8(password) else {
-            return self.bind_raw(dn, password).await;
+        self.start_tending();
+        let mut connection = match self.take_idle().await {
+            Some(idle) => idle.connection,
+            None => self.connect_for_binds().await?,
         };
-        let (mut connection, taken) = match self.take_idle(clock::now()) {
-            Some(connection) => (connection, Taken::FromIdle),
-            None => (self.connect().await?, Taken::Fresh),
-        };
-        let mut result = self.bind_on(&mut connection, dn, password, self.settings.timeout).await;
-        if taken == Taken::FromIdle && result == Err(OperationError::NotSent) {
-            connection = self.connect().await?;
-            result = self.bind_on(&mut connection, dn, password, self.settings.timeout).await;
-        }
+        let started = clock::now();
+        let result = connection.bind(dn, password, self.settings.timeout).await;
+        self.count_bind(&result, started);
         let reply = self.judge(result, |reply| reply.code, "bind")?;
         if !matches!(reply.code, BUSY | UNAVAILABLE) {
             self.put_back(connection);
@@ -218,27 +219,8 @@ impl Host {
         Ok(reply)
     }
 
-    /// A password that is not UTF-8: the client library would not send it.
-    async fn bind_raw(self: &Arc<Self>, dn: &str, password: &[u8]) -> Result<BindReply, Failure> {
-        let open = RawConnection::open(&self.target, self.settings.connect_timeout);
-        let connection = self.connected(open).await?;
-        let started = clock::now();
-        let result = connection.bind(dn, password, self.settings.timeout).await;
-        self.count_bind(&result, started);
-        self.judge(result, |reply| reply.code, "bind")
-    }
-
-    async fn bind_on(
-        &self,
-        connection: &mut Connection,
-        dn: &str,
-        password: &str,
-        within: Duration,
-    ) -> Result<BindReply, OperationError> {
-        let started = clock::now();
-        let result = connection.bind(dn, password, within).await;
-        self.count_bind(&result, started);
-        result
+    async fn connect_for_binds(self: &Arc<Self>) -> Result<BindConnection, Failure> {
+        self.connected(BindConnection::open(&self.target, self.settings.connect_timeout)).await
     }
 
     fn count_bind(&self, result: &Result<BindReply, OperationError>, started: Instant) {
@@ -251,17 +233,58 @@ impl Host {
         self.count("bind", word, started);
     }
 
-    fn take_idle(&self, now: Instant) -> Option<Connection> {
-        let mut idle = lock(&self.idle);
-        while let Some(last) = idle.pop() {
-            if self.is_fresh(&last, now) {
-                return Some(last.connection);
+    /// A connection that waits for a bind. One that the server closed meanwhile is found out before the bind is sent
+    /// (login.md Q-5).
+    async fn take_idle(&self) -> Option<Idle> {
+        loop {
+            let mut last = lock(&self.idle).pop()?;
+            if self.is_fresh(&last, clock::now()) && last.connection.is_quiet().await {
+                return Some(last);
             }
         }
-        None
     }
 
-    fn put_back(&self, connection: Connection) {
+    /// From the first bind on, as long as the host lives.
+    fn start_tending(self: &Arc<Self>) {
+        if self.tended.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let host = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(TENDING_INTERVAL).await;
+                let Some(host) = host.upgrade() else { return };
+                host.tend().await;
+            }
+        });
+    }
+
+    /// Closes what a burst has left behind, and keeps a connection of each kind ready, so that after a quiet hour nobody
+    /// waits for a handshake.
+    async fn tend(self: &Arc<Self>) {
+        let now = clock::now();
+        lock(&self.idle).retain(|idle| self.is_fresh(idle, now));
+        if self.needs_probe() {
+            return;
+        }
+        let spare = match self.take_idle().await {
+            Some(idle) => Some(idle),
+            None => self
+                .connect_for_binds()
+                .await
+                .ok()
+                .map(|connection| Idle { connection, since: clock::now() }),
+        };
+        lock(&self.idle).extend(spare);
+        for _ in &self.slots {
+            // What is wrong is logged and counted where it is found.
+            if self.shared().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn put_back(&self, connection: BindConnection) {
         let now = clock::now();
         let mut idle = lock(&self.idle);
         // The last in is the first out: those below would grow old unseen.
@@ -271,7 +294,7 @@ impl Host {
 
     fn is_fresh(&self, idle: &Idle, now: Instant) -> bool {
         now.saturating_duration_since(idle.since) < IDLE_LIMIT
-            && self.is_usable(&idle.connection, now)
+            && idle.connection.age(now) < self.settings.max_age
     }
 
     fn is_usable(&self, connection: &Connection, now: Instant) -> bool {
@@ -333,7 +356,9 @@ impl Host {
             return Ok(connection);
         };
         let left = until.saturating_duration_since(clock::now());
-        let result = self.bind_on(&mut connection, dn, password.expose(), left).await;
+        let started = clock::now();
+        let result = connection.bind(dn, password.expose(), left).await;
+        self.count_bind(&result, started);
         let reply = self.judge(result, |reply| reply.code, "bind as service account")?;
         match classify(&reply) {
             Class::Accepted(_) => {

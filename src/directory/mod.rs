@@ -16,6 +16,7 @@ use crate::person::Person;
 pub mod profile;
 
 mod ber;
+mod bind;
 pub mod breaker;
 pub mod connect;
 pub mod connection;
@@ -26,7 +27,6 @@ mod matching;
 mod pool;
 pub mod preset;
 mod probe;
-mod raw_bind;
 mod search;
 mod setup;
 mod standing;

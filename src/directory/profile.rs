@@ -10,7 +10,7 @@ use super::entry::{self, Reader};
 use super::filter::Filter;
 use super::host::{Host, Settings};
 use super::matching::{Matching, same_dn};
-use super::pool::{Gate, Pool};
+use super::pool::{Gate, Pool, Ticket};
 use super::preset;
 use super::setup::{self, Place, Source};
 use super::tls::Files;
@@ -155,8 +155,11 @@ impl Profile {
         self.source.section.verify
     }
 
-    /// Asks whether this is the password of the person with this name. An asker that goes away does not stop what has
-    /// begun: a bind that was cut off half way would spoil its connection.
+    /// Asks whether this is the password of the person with this name. The deadline is for the wait for a place; what has
+    /// begun after it takes as long as the servers' own time limits allow.
+    ///
+    /// Must run in a task that nobody cancels: a bind that was cut off half way would spoil its connection, and nobody
+    /// would learn what came of it.
     pub async fn ask(self: &Arc<Self>, question: Question<'_>) -> Answer {
         let asked = Asked {
             login: question.login.clone(),
@@ -168,10 +171,12 @@ impl Profile {
                 .or_else(|| question.known.map(|known| known.id.clone())),
             deadline: question.deadline,
         };
-        let profile = Arc::clone(self);
+        let _ticket = match self.enter(question.share, question.deadline).await {
+            Ok(ticket) => ticket,
+            Err(trouble) => return trouble.into(),
+        };
         // Boxed: it is several kilobytes, and would be moved, and kept in each caller's future, again and again.
-        let work = Box::pin(async move { profile.answer(&asked).await });
-        self.run(question.share, question.deadline, work).await.unwrap_or_else(Answer::from)
+        Box::pin(self.answer(&asked)).await
     }
 
     /// Looks for somebody; no password is checked.
@@ -269,10 +274,7 @@ impl Profile {
         deadline: Instant,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Trouble> {
-        let ticket = self.gate.enter(share, deadline).await?;
-        if clock::now() >= deadline {
-            return Err(self.too_late());
-        }
+        let ticket = self.enter(share, deadline).await?;
         let task = tokio::spawn(async move {
             let done = work.await;
             drop(ticket);
@@ -285,6 +287,15 @@ impl Profile {
             }
             Err(_) => Err(self.too_late()),
         }
+    }
+
+    /// Waits for a place until the deadline.
+    async fn enter(&self, share: Share, deadline: Instant) -> Result<Ticket, Trouble> {
+        let ticket = self.gate.enter(share, deadline).await?;
+        if clock::now() >= deadline {
+            return Err(self.too_late());
+        }
+        Ok(ticket)
     }
 
     fn too_late(&self) -> Trouble {

@@ -11,8 +11,8 @@ use super::{FRY, PPOLICY, fake, known, login, one, profile, result, section, soo
 use crate::clock;
 use crate::config::directory::{Directory, Tls};
 use crate::config::units::Span;
+use crate::directory::bind::BindConnection;
 use crate::directory::connect::Target;
-use crate::directory::raw_bind::RawConnection;
 use crate::directory::tls::Files;
 use crate::directory::{Answer, Directories, Known, Profile, Question, Share, Why};
 use crate::metrics::Metrics;
@@ -79,7 +79,7 @@ async fn a_raw_password_is_not_sent_to_a_stranger() {
         let open = |section: &Directory| {
             let target = Target::list(section, &Files::read(section).unwrap()).unwrap().remove(0);
             async move {
-                let opened = RawConnection::open(&target, Duration::from_secs(4)).await;
+                let opened = BindConnection::open(&target, Duration::from_secs(4)).await;
                 opened.map(drop).map_err(|error| error.detail)
             }
         };
