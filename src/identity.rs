@@ -1,6 +1,7 @@
 //! Names, parsed once and never re-checked: the login that was typed, mail addresses, mail domains.
 //! The rules are login.md N-1 to N-5.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +22,9 @@ impl Domain {
     /// [`NameError::BadDomain`] for what is no domain name.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let text = text.strip_suffix('.').unwrap_or(text);
+        if is_plain_domain(text.as_bytes()) {
+            return Ok(Self(text.into()));
+        }
         let ascii = idna::domain_to_ascii_strict(text).map_err(|_| NameError::BadDomain)?;
         if ascii.is_empty() || ascii.len() > 253 {
             return Err(NameError::BadDomain);
@@ -31,6 +35,12 @@ impl Domain {
     /// The A-label form.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for Domain {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -195,6 +205,35 @@ impl Login {
     }
 }
 
+impl LoginRules {
+    /// The address that a plain name with a domain stands for, as [`Login::parse`] makes it, without an allocation:
+    /// nearly all names typed are plain. `None`: ask [`Login::parse`].
+    pub fn plain<'b>(&self, typed: &[u8], buffer: &'b mut [u8; MAX_NAME_BYTES]) -> Option<&'b str> {
+        let form = buffer.get_mut(..typed.len())?;
+        form.copy_from_slice(typed);
+        let at = memchr::memrchr(b'@', form)?;
+        let (local, domain) = form.split_at_mut_checked(at)?;
+        let domain = domain.get_mut(1..)?;
+        domain.make_ascii_lowercase();
+        if self.case == Case::Fold {
+            local.make_ascii_lowercase();
+        }
+        let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+        let may_have_detail = !self.separator.is_empty()
+            && local.windows(self.separator.len()).any(|part| part == self.separator.as_bytes());
+        if local.is_empty()
+            || !local.iter().all(is_plain)
+            || may_have_detail
+            || !is_plain_domain(domain)
+        {
+            return None;
+        }
+        let address = std::str::from_utf8(form).ok()?;
+        let is_other_name = self.alias_domains.contains_key(address.get(at + 1..)?);
+        (!is_other_name).then_some(address)
+    }
+}
+
 /// Why a name is refused before anything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -224,6 +263,8 @@ pub enum NameError {
 fn check_bytes(text: &str) -> Result<(), NameError> {
     if text.len() > MAX_NAME_BYTES {
         Err(NameError::TooLong)
+    } else if text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(())
     } else if text.chars().any(char::is_control) {
         Err(NameError::ControlByte)
     } else if text.trim() != text {
@@ -231,6 +272,17 @@ fn check_bytes(text: &str) -> Result<(), NameError> {
     } else {
         Ok(())
     }
+}
+
+/// Whether a domain is in its one form already: labels of lower-case letters, digits and hyphens within. One with a
+/// label like `xn--…` is left to those who know.
+fn is_plain_domain(text: &[u8]) -> bool {
+    let is_plain = |label: &[u8]| {
+        let letters = label.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        let ends = label.first() != Some(&b'-') && label.last() != Some(&b'-');
+        letters && ends && (1..=63).contains(&label.len()) && label.get(2..4) != Some(b"--")
+    };
+    text.len() <= 253 && text.split(|byte| *byte == b'.').all(is_plain)
 }
 
 /// `user+detail` → `user`. A name that begins with the separator has no user part and is left alone.
@@ -246,6 +298,8 @@ fn strip_detail<'a>(local: &'a str, separator: &str) -> &'a str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn rules(default_domain: Option<&str>) -> LoginRules {
@@ -284,6 +338,45 @@ mod tests {
                 Ok(address.to_owned()),
                 "{typed}"
             );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_plain_name_is_what_the_long_way_makes_of_it(
+            local in "[a-zA-Z0-9._+-]{0,12}",
+            domain in "([a-zA-Z0-9-]{0,5}\\.){0,2}(example\\.org|other\\.example|[a-z0-9.-]{0,70})",
+            fold: bool,
+        ) {
+            let case = if fold { Case::Fold } else { Case::Keep };
+            let rules = LoginRules { case, ..rules(None) };
+            let typed = format!("{local}@{domain}");
+            let mut buffer = [0; MAX_NAME_BYTES];
+            let plain = rules.plain(typed.as_bytes(), &mut buffer).map(str::to_owned);
+            let parsed = Login::parse(typed.as_bytes(), &rules).ok();
+            let parsed = parsed.map(|login| login.address.to_string());
+            prop_assert!(plain.is_none() || plain == parsed, "{plain:?} {parsed:?}");
+        }
+
+        #[test]
+        fn a_plain_domain_is_what_the_library_makes_of_it(
+            text in prop_oneof!["[a-z0-9.-]{0,20}", "(xn--|a-b|[a-z]{0,64}|0|\\.){0,6}"],
+        ) {
+            let ours = is_plain_domain(text.as_bytes());
+            let theirs = idna::domain_to_ascii_strict(&text).ok();
+            prop_assert!(!ours || theirs.as_deref() == Some(&*text), "{text} {theirs:?}");
+        }
+    }
+
+    #[test]
+    fn nearly_every_name_is_plain() {
+        let rules = rules(Some("example.org"));
+        let mut buffer = [0; MAX_NAME_BYTES];
+        let plain = rules.plain(b"Amy.Wong-1@Mars.Example.ORG", &mut buffer);
+        assert_eq!(plain, Some("amy.wong-1@mars.example.org"));
+        for long in ["amy", "amy+x@example.org", "amy@other.example", "amy@xn--a.example", "@x.org"]
+        {
+            assert_eq!(rules.plain(long.as_bytes(), &mut buffer), None, "{long}");
         }
     }
 

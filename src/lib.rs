@@ -25,6 +25,7 @@ pub mod person;
 pub mod secret;
 
 pub mod clock;
+mod decimal;
 pub mod metrics;
 
 // The core, and whom it asks.

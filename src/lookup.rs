@@ -25,7 +25,7 @@ use moka::sync::Cache;
 
 use crate::config::Config;
 use crate::config::template::{Active, DisabledDelivery};
-use crate::identity::{Address, Domain, Login, LoginRules};
+use crate::identity::{Address, Domain, Login, LoginRules, MAX_NAME_BYTES};
 use crate::store::{Resident, Store, StoreError, Touched};
 use key::{Key, external};
 
@@ -161,9 +161,23 @@ impl Lookup {
         if map == Map::Domain {
             return Some(rules.domain(key));
         }
+        if let Some(found) = self.recall_plain(&rules, map, key) {
+            return Some(found);
+        }
         let Some(key) = rules.key(key) else { return Some(Found::Nothing) };
         let view = View { known: &self.known, read: Vec::new() };
         rules.answer(&view, map, &key).ok()
+    }
+
+    /// Nearly every key is the plain address of somebody whom memory knows.
+    fn recall_plain(&self, rules: &Rules, map: Map, key: &[u8]) -> Option<Found> {
+        let mut buffer = [0; MAX_NAME_BYTES];
+        let address = rules.names.plain(key, &mut buffer)?;
+        let (_, domain) = address.split_once('@')?;
+        let id = self.known.addresses.get(address)??;
+        let resident = self.known.residents.get(&id)?;
+        let canonical = *address == *resident.address.as_str();
+        rules.domains.contains_key(domain).then(|| rules.said(map, &resident, "", canonical))
     }
 
     /// Answers, asking the store if memory cannot.
@@ -408,17 +422,23 @@ impl Rules {
                     Place::CatchAll(_) | Place::Nobody => Found::Nothing,
                 }
             }
-            (Map::SenderLogin, Place::Resident { resident, .. }) => {
-                Found::Value(resident.address.shared())
-            }
-            (Map::Mailbox, Place::Resident { resident, canonical: true, .. }) => {
-                self.delivered(&resident, || resident.address.shared())
-            }
-            (Map::Alias, Place::Resident { resident, canonical: false, detail }) => {
-                self.delivered(&resident, || self.detailed(&resident.address, &detail))
+            (_, Place::Resident { resident, canonical, detail }) => {
+                self.said(map, &resident, &detail, canonical)
             }
             (Map::Alias | Map::Domain | Map::Mailbox | Map::SenderLogin, _) => Found::Nothing,
         })
+    }
+
+    /// What a table says of an address that is a mailbox's.
+    fn said(&self, map: Map, resident: &Resident, detail: &str, canonical: bool) -> Found {
+        match map {
+            Map::SenderLogin => Found::Value(resident.address.shared()),
+            Map::Mailbox if canonical => self.delivered(resident, || resident.address.shared()),
+            Map::Alias if !canonical => {
+                self.delivered(resident, || self.detailed(&resident.address, detail))
+            }
+            Map::Alias | Map::Domain | Map::Mailbox => Found::Nothing,
+        }
     }
 
     /// The address with the detail put back. An address that holds the separator itself gets none: whoever cuts at the

@@ -33,6 +33,13 @@ impl Password {
     }
 }
 
+impl From<Zeroizing<Vec<u8>>> for Password {
+    /// Takes the buffer over.
+    fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+}
+
 impl fmt::Debug for Password {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Password(********)")

@@ -1,6 +1,8 @@
 //! The parsers that read what strangers send, and what their fuzz targets have in common.
 #![allow(dead_code, reason = "only the parsers are run")]
 
+#[path = "../../src/decimal.rs"]
+pub mod decimal;
 #[path = "../../src/directory/filter.rs"]
 pub mod filter;
 #[path = "../../src/identity.rs"]

@@ -1,9 +1,11 @@
 //! One try to log in, and its outcome.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::metrics::DoorName;
 use crate::secret::Password;
 use crate::store::Mailbox;
 
@@ -19,7 +21,7 @@ pub struct Attempt {
     /// What for; `None`: the door heard no service, or one that is not known.
     pub service: Option<Service>,
     /// The service's name as the door heard it, for the journal.
-    pub service_name: Arc<str>,
+    pub service_name: Cow<'static, str>,
     /// The client's address, where the door knows it (login.md D-2).
     pub client: Option<IpAddr>,
     /// The process that asks, over a unix socket; for the journal.
@@ -27,7 +29,7 @@ pub struct Attempt {
     /// The mail server's session id, where it sent one.
     pub session: Option<Box<str>>,
     /// The door's name in the configuration.
-    pub door: Arc<str>,
+    pub door: Arc<DoorName>,
     /// When the request was complete: deadline and failure delay count from here.
     pub arrived: Instant,
 }
@@ -62,16 +64,24 @@ impl Service {
     /// Understands what a door says; `None` for a name that is missing or unknown.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        Some(match name.to_ascii_lowercase().as_str() {
-            "imap" => Self::Imap,
+        const WORDS: &[(&str, Service)] = &[
+            ("imap", Service::Imap),
+            ("smtp", Service::Smtp),
+            ("submission", Service::Smtp),
+            ("submissions", Service::Smtp),
+            ("pop3", Service::Pop3),
             // Cyrus says "pop".
-            "pop3" | "pop" => Self::Pop3,
-            "smtp" | "submission" | "submissions" => Self::Smtp,
-            "sieve" | "managesieve" => Self::Sieve,
-            "http" | "dav" | "radicale" => Self::Dav,
-            "lmtp" | "doveadm" => Self::Lookup,
-            _ => return None,
-        })
+            ("pop", Service::Pop3),
+            ("sieve", Service::Sieve),
+            ("managesieve", Service::Sieve),
+            ("http", Service::Dav),
+            ("dav", Service::Dav),
+            ("radicale", Service::Dav),
+            ("lmtp", Service::Lookup),
+            ("doveadm", Service::Lookup),
+        ];
+        let (_, service) = WORDS.iter().find(|(word, _)| name.eq_ignore_ascii_case(word))?;
+        Some(*service)
     }
 
     /// The word in metrics.

@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use super::attempt::Credentials;
 use crate::config::node::LogFormat;
+use crate::decimal;
 use crate::metrics::{LoginOutcome, Metrics};
 
 /// One decision.
@@ -110,9 +111,10 @@ impl Journal {
             self.shared.flush();
             pending = self.shared.pending();
         }
+        let Pending { bytes, stamp, .. } = &mut *pending;
         match self.shared.format {
-            LogFormat::Text => text(record, now, &mut pending.bytes),
-            LogFormat::Json => json(record, now, &mut pending.bytes),
+            LogFormat::Text => text(record, stamp.at(now), bytes),
+            LogFormat::Json => json(record, stamp.at(now), bytes),
         }
         pending.records += 1;
         let was_urgent = pending.urgent;
@@ -168,6 +170,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pending {
     bytes: Vec<u8>,
+    stamp: Stamp,
     records: u64,
     urgent: bool,
     closed: bool,
@@ -240,13 +243,32 @@ impl Shared {
     }
 }
 
+/// The time as it was last written: at speed many records share a millisecond.
+#[derive(Debug, Default)]
+struct Stamp {
+    milliseconds: u128,
+    text: Vec<u8>,
+}
+
+impl Stamp {
+    fn at(&mut self, now: SystemTime) -> &[u8] {
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if self.text.is_empty() || self.milliseconds != since.as_millis() {
+            self.milliseconds = since.as_millis();
+            self.text.clear();
+            timestamp(since, &mut self.text);
+        }
+        &self.text
+    }
+}
+
 /// Longest login, mailbox and session that are shown, in bytes before escaping.
 const MAX_NAME: usize = 320;
 const MAX_WORD: usize = 64;
 const MAX_DETAIL: usize = 1024;
 
-fn text(record: &Record<'_>, now: SystemTime, line: &mut Vec<u8>) {
-    timestamp(now, line);
+fn text(record: &Record<'_>, stamp: &[u8], line: &mut Vec<u8>) {
+    line.extend_from_slice(stamp);
     line.extend_from_slice(b" login verdict=");
     line.extend_from_slice(record.outcome.verdict.as_bytes());
     if !record.outcome.reason.is_empty() {
@@ -291,18 +313,18 @@ fn text(record: &Record<'_>, now: SystemTime, line: &mut Vec<u8>) {
     }
     if let Some(peer) = record.peer {
         line.extend_from_slice(b" peer.uid=");
-        decimal(u64::from(peer.uid), line);
+        decimal::write(u64::from(peer.uid), line);
         if let Some(pid) = visible(peer) {
             line.extend_from_slice(b" peer.pid=");
-            decimal(pid, line);
+            decimal::write(pid, line);
         }
     }
     line.push(b'\n');
 }
 
-fn json(record: &Record<'_>, now: SystemTime, line: &mut Vec<u8>) {
+fn json(record: &Record<'_>, stamp: &[u8], line: &mut Vec<u8>) {
     line.extend_from_slice(b"{\"timestamp\":\"");
-    timestamp(now, line);
+    line.extend_from_slice(stamp);
     line.extend_from_slice(b"\",\"level\":\"INFO\",\"event\":\"login\"");
     json_field(b"verdict", record.outcome.verdict.as_bytes(), MAX_WORD, line);
     if !record.outcome.reason.is_empty() {
@@ -338,10 +360,10 @@ fn json(record: &Record<'_>, now: SystemTime, line: &mut Vec<u8>) {
     milliseconds(record.took, line);
     if let Some(peer) = record.peer {
         line.extend_from_slice(b",\"peer.uid\":");
-        decimal(u64::from(peer.uid), line);
+        decimal::write(u64::from(peer.uid), line);
         if let Some(pid) = visible(peer) {
             line.extend_from_slice(b",\"peer.pid\":");
-            decimal(pid, line);
+            decimal::write(pid, line);
         }
     }
     line.extend_from_slice(b"}\n");
@@ -379,7 +401,7 @@ fn quoted(value: &[u8], bound: usize, escape: Escape, line: &mut Vec<u8>) {
     line.push(b'"');
     let shown = value.get(..bound).unwrap_or(value);
     // Nearly every name is all plain.
-    let plain = shown.iter().take_while(|byte| is_plain(**byte)).count();
+    let plain = shown.iter().position(|byte| !is_plain(*byte)).unwrap_or(shown.len());
     let (plain, rest) = shown.split_at_checked(plain).unwrap_or((&[], shown));
     line.extend_from_slice(plain);
     for chunk in rest.utf8_chunks() {
@@ -437,7 +459,7 @@ fn address(address: IpAddr, line: &mut Vec<u8>) {
                 if place > 0 {
                     line.push(b'.');
                 }
-                decimal(u64::from(octet), line);
+                decimal::write(u64::from(octet), line);
             }
         }
         IpAddr::V6(address) => number(line, format_args!("{address}")),
@@ -457,14 +479,13 @@ fn number(line: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
 /// With one decimal.
 fn milliseconds(took: Duration, line: &mut Vec<u8>) {
     let tenths = u64::try_from(took.as_micros() / 100).unwrap_or(u64::MAX);
-    decimal(tenths / 10, line);
+    decimal::write(tenths / 10, line);
     line.push(b'.');
-    decimal(tenths % 10, line);
+    decimal::write(tenths % 10, line);
 }
 
-/// RFC 3339, UTC, milliseconds: `2026-11-22T21:50:00.123Z`. A clock before 1970 shows 1970.
-fn timestamp(now: SystemTime, line: &mut Vec<u8>) {
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+/// RFC 3339, UTC, milliseconds: `2026-11-22T21:50:00.123Z`, for a time since 1970. A clock before that shows 1970.
+fn timestamp(since: Duration, line: &mut Vec<u8>) {
     let seconds = since.as_secs();
     let (year, month, day) = civil_from_days(seconds / 86_400);
     for (value, width, end) in [
@@ -476,25 +497,9 @@ fn timestamp(now: SystemTime, line: &mut Vec<u8>) {
         (seconds % 60, 2, b'.'),
         (u64::from(since.subsec_millis()), 3, b'Z'),
     ] {
-        digits(value, width, line);
+        decimal::write_digits(value, width, line);
         line.push(end);
     }
-}
-
-/// The last `width` digits of `value`.
-fn digits(mut value: u64, width: usize, line: &mut Vec<u8>) {
-    let start = line.len();
-    line.resize(start + width, b'0');
-    for digit in line.iter_mut().skip(start).rev() {
-        *digit += u8::try_from(value % 10).unwrap_or_default();
-        value /= 10;
-    }
-}
-
-/// A number without leading zeros. Much cheaper than formatting, which is why it stands here.
-fn decimal(value: u64, line: &mut Vec<u8>) {
-    let width = value.checked_ilog10().map_or(1, |log| log + 1);
-    digits(value, usize::try_from(width).unwrap_or(1), line);
 }
 
 /// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date
@@ -552,13 +557,13 @@ mod tests {
 
     fn as_text(record: &Record<'_>) -> String {
         let mut line = Vec::new();
-        text(record, moment(), &mut line);
+        text(record, Stamp::default().at(moment()), &mut line);
         String::from_utf8(line).unwrap()
     }
 
     fn as_json(record: &Record<'_>) -> serde_json::Value {
         let mut line = Vec::new();
-        json(record, moment(), &mut line);
+        json(record, Stamp::default().at(moment()), &mut line);
         assert_eq!(line.pop(), Some(b'\n'));
         assert!(!line.contains(&b'\n'));
         serde_json::from_slice(&line).unwrap()

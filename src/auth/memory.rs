@@ -5,13 +5,14 @@
 //! written. Names that are nobody's live in a part of their own, so that a flood of them pushes out no people.
 
 use std::collections::HashMap;
+use std::hash::RandomState;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use moka::sync::Cache;
+use quick_cache::Weighter;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use serde::Serialize;
-use subtle::ConstantTimeEq;
 
 use super::Reason;
 use super::gate::Net;
@@ -34,8 +35,8 @@ const STAMP_READ_EVERY: Duration = Duration::from_secs(10);
 /// What a record takes beside its person, in bytes: the struct, its lists, the maps' own share.
 const RECORD_BYTES: usize = 1400;
 
-/// What the cache itself takes for an entry, in bytes (measured: about 400).
-const ENTRY_BYTES: usize = 450;
+/// What a name that is nobody's takes beside its text, in bytes.
+const NOBODY_BYTES: usize = 150;
 
 /// How long things are remembered (the `[memory]` section).
 #[derive(Clone, Copy, Debug)]
@@ -52,17 +53,47 @@ pub struct Terms {
 
 /// A keyed digest of one account's password (login.md M-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Digest([u8; 32]);
+pub struct Digest(
+    /// Compared in constant time, by the library.
+    blake3::Hash,
+);
 
 /// All that is remembered.
 pub struct Memory {
     key: [u8; 32],
-    names: Cache<Box<str>, Arc<Record>>,
+    names: Bounded<Named>,
     /// Every account that some name leads to. Not a cache: a disable must find whoever is remembered.
     accounts: Mutex<Accounts>,
-    nobodies: Cache<Box<str>, Nobody>,
+    nobodies: Bounded<Nobody>,
     /// How often an administrator changed a mailbox.
     edition: AtomicU64,
+}
+
+/// Names with what they lead to, bounded by bytes. Strangers choose the names that are nobody's: hence not the library's own
+/// hasher.
+type Bounded<T> = Cache<Box<str>, T, Bytes, RandomState>;
+
+/// An account, and what it weighed when the name was put in: the cache wants a weight that stays.
+#[derive(Clone, Debug)]
+struct Named {
+    record: Arc<Record>,
+    bytes: usize,
+}
+
+/// Weighs what is in a cache.
+#[derive(Clone, Copy, Debug)]
+struct Bytes;
+
+impl Weighter<Box<str>, Named> for Bytes {
+    fn weight(&self, name: &Box<str>, named: &Named) -> u64 {
+        weight(name, named.bytes)
+    }
+}
+
+impl Weighter<Box<str>, Nobody> for Bytes {
+    fn weight(&self, name: &Box<str>, _: &Nobody) -> u64 {
+        weight(name, NOBODY_BYTES)
+    }
 }
 
 /// What memory says about an attempt.
@@ -251,15 +282,9 @@ impl Memory {
         let nobodies = capacity / 8;
         Self {
             key,
-            names: Cache::builder()
-                .max_capacity(capacity - nobodies)
-                .weigher(|name, record: &Arc<Record>| weight(name, record.weight()))
-                .build(),
+            names: bounded(capacity - nobodies, RECORD_BYTES),
             accounts: Mutex::default(),
-            nobodies: Cache::builder()
-                .max_capacity(nobodies)
-                .weigher(|name, _| weight(name, ENTRY_BYTES))
-                .build(),
+            nobodies: bounded(nobodies, NOBODY_BYTES),
             edition: AtomicU64::new(0),
         }
     }
@@ -278,13 +303,13 @@ impl Memory {
         hasher.update(&(account.len() as u64).to_le_bytes());
         hasher.update(account.as_bytes());
         hasher.update(password.as_bytes());
-        Digest(hasher.finalize().into())
+        Digest(hasher.finalize())
     }
 
     /// What is known of a name.
     #[must_use]
     pub fn record(&self, name: &str) -> Option<Arc<Record>> {
-        self.names.get(name)
+        self.names.get(name).map(|named| named.record)
     }
 
     /// The record of an account, under whatever names.
@@ -303,7 +328,7 @@ impl Memory {
         newest: impl FnOnce(&Person) -> Option<Versions>,
         now: Instant,
     ) -> Recall {
-        let Some(record) = self.names.get(name) else {
+        let Some(record) = self.record(name) else {
             return match self.nobodies.get(name) {
                 Some(nobody) if now < nobody.until => Recall::Barred(nobody.reason),
                 _ => Recall::Nothing,
@@ -379,10 +404,10 @@ impl Memory {
         let given_up = state.name_proven(learned.name);
         drop(state);
         if let Some(given_up) = given_up {
-            self.names.invalidate(&given_up);
+            self.names.remove(&given_up);
         }
         self.point(learned.name, &record);
-        self.nobodies.invalidate(learned.name);
+        self.nobodies.remove(learned.name);
     }
 
     /// The directory refused the password.
@@ -422,9 +447,9 @@ impl Memory {
 
     /// The name is nobody's (or several people's) for a while.
     pub fn nobody(&self, name: &str, reason: Reason, until: Instant) {
-        if let Some(record) = self.names.get(name) {
+        if let Some(record) = self.record(name) {
             self.end_proofs(&record);
-            self.names.invalidate(name);
+            self.names.remove(name);
         }
         self.nobodies.insert(name.into(), Nobody { until, reason });
     }
@@ -480,7 +505,7 @@ impl Memory {
     /// Forgets one name's account with all its names; how many entries that were.
     pub fn forget(&self, name: &str) -> usize {
         let nobody = usize::from(self.nobodies.remove(name).is_some());
-        nobody + self.names.remove(name).map_or(0, |record| self.forget_account(&record))
+        nobody + self.names.remove(name).map_or(0, |(_, named)| self.forget_account(&named.record))
     }
 
     /// Forgets an account with all its names; how many accounts that were.
@@ -494,7 +519,9 @@ impl Memory {
             state.barred = None;
             std::mem::take(&mut state.names)
         };
-        names.iter().for_each(|name| self.names.invalidate(&name.text));
+        for name in &names {
+            self.names.remove(&name.text);
+        }
         usize::from(self.accounts().records.remove(&record.account).is_some())
     }
 
@@ -515,29 +542,27 @@ impl Memory {
 
     /// Forgets everything; how many entries that were, roughly.
     pub fn forget_all(&self) -> usize {
-        self.names.run_pending_tasks();
-        self.nobodies.run_pending_tasks();
-        let all = self.names.entry_count() + self.nobodies.entry_count();
+        let all = self.names.len() + self.nobodies.len();
         let accounts = std::mem::take(&mut self.accounts().records);
         for record in accounts.values().filter_map(Weak::upgrade) {
             self.forget_account(&record);
         }
-        self.names.invalidate_all();
+        self.names.clear();
         self.forget_nobodies();
-        usize::try_from(all).unwrap_or(usize::MAX)
+        all
     }
 
     /// Directories or rules changed: who was nobody may be somebody now.
     pub fn forget_nobodies(&self) {
-        self.nobodies.invalidate_all();
+        self.nobodies.clear();
     }
 
     /// How much there is.
     #[must_use]
     pub fn size(&self) -> Size {
         Size {
-            people: (self.names.entry_count(), self.names.weighted_size()),
-            nobodies: (self.nobodies.entry_count(), self.nobodies.weighted_size()),
+            people: (count(&self.names), self.names.weight()),
+            nobodies: (count(&self.nobodies), self.nobodies.weight()),
         }
     }
 
@@ -569,10 +594,11 @@ impl Memory {
         }
         drop(state);
         if has_place {
-            self.names.insert(name.into(), Arc::clone(record));
+            let named = Named { record: Arc::clone(record), bytes: record.weight() };
+            self.names.insert(name.into(), named);
             if record.lock().forgotten {
                 // Forgotten in this very moment.
-                self.names.invalidate(name);
+                self.names.remove(name);
             }
         }
     }
@@ -715,7 +741,7 @@ impl Record {
 
 impl State {
     fn proof(&self, digest: &Digest) -> Option<&Proof> {
-        self.proofs.iter().find(|proof| proof.digest.0.ct_eq(&digest.0).into())
+        self.proofs.iter().find(|proof| proof.digest == *digest)
     }
 
     fn is_fresh(&self, digest: &Digest, newest: Versions, terms: Terms, now: Instant) -> bool {
@@ -730,7 +756,7 @@ impl State {
             Stamp::Unreadable => terms.refused.min(REFUSED_WITHOUT_STAMP),
         };
         self.refusals.iter().any(|refusal| {
-            refusal.digest.0.ct_eq(&digest.0).into()
+            refusal.digest == *digest
                 && refusal.profile == newest.profile
                 && now < refusal.at + trusted
         })
@@ -768,9 +794,24 @@ impl State {
     }
 }
 
-#[expect(clippy::borrowed_box, reason = "the cache's weigher gets its key type")]
-fn weight(name: &Box<str>, more: usize) -> u32 {
-    u32::try_from(name.len() + more).unwrap_or(u32::MAX)
+fn weight(name: &str, more: usize) -> u64 {
+    u64::try_from(name.len() + more).unwrap_or(u64::MAX)
+}
+
+/// An empty cache of so many bytes, for entries of at least `least` bytes.
+fn bounded<T: Clone>(bytes: u64, least: usize) -> Bounded<T>
+where
+    Bytes: Weighter<Box<str>, T>,
+{
+    let entries = usize::try_from(bytes).unwrap_or(usize::MAX) / least.max(1);
+    Cache::with(entries, bytes, Bytes, RandomState::new(), DefaultLifecycle::default())
+}
+
+fn count<T: Clone>(cache: &Bounded<T>) -> u64
+where
+    Bytes: Weighter<Box<str>, T>,
+{
+    u64::try_from(cache.len()).unwrap_or(u64::MAX)
 }
 
 /// The key of an account: profile and immutable id.
@@ -1057,7 +1098,6 @@ mod tests {
             let name = format!("stranger{number}@x.example");
             fixture.memory.nobody(&name, Reason::Unknown, fixture.at(30));
         }
-        fixture.memory.nobodies.run_pending_tasks();
 
         assert_eq!(fixture.recall("good", 1), "proven");
         assert!(fixture.memory.size().nobodies.1 <= (1 << 20) / 8);
@@ -1180,7 +1220,6 @@ mod tests {
             let learned = Learned { name: &name, person: &person, ..fixture.learned(0) };
             fixture.memory.refuse(&learned, &Password::new("guess"));
         }
-        fixture.memory.names.run_pending_tasks();
 
         let by_name = fixture.memory.record("fry@x.example").is_some();
         let by_account = fixture.memory.account(&account_key("corp", "1")).is_some();

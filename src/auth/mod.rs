@@ -26,7 +26,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::config::directory::Fallback;
 use crate::directory::Directories;
-use crate::identity::{Address, Login, LoginRules};
+use crate::identity::{Address, Login, LoginRules, MAX_NAME_BYTES};
 use crate::metrics::{LoginOutcome, Metrics};
 use crate::person::Person;
 use crate::provision::Rules;
@@ -179,30 +179,44 @@ impl Authenticator {
     #[must_use]
     pub fn recall(self: &Arc<Self>, attempt: &Attempt, now: Instant) -> Option<Verdict> {
         let setup = self.setup.load();
-        let verdict = match known_at_once(&setup, attempt) {
-            Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
-            Ok((Who::Other { .. }, _)) => return None,
-            Ok((Who::Own(login), service)) => {
-                let name = name_key(&login);
-                let newest = |person: &Person| setup.newest(person);
-                match self.memory.recall(&name, &attempt.password, setup.terms, newest, now) {
-                    Recall::Proven { record, mailbox } => {
-                        record.note_net(gate::net(attempt.client));
-                        admit(mailbox, service, Source::Memory, None)
-                    }
-                    Recall::Refused { record, read_stamp } => {
-                        if read_stamp {
-                            self.read_stamp(&setup, record);
-                        }
-                        Verdict::Reject(Refused::new(Reason::WrongPassword, Source::Memory))
-                    }
-                    Recall::Barred(reason) => Verdict::Reject(Refused::new(reason, Source::Memory)),
-                    Recall::Replan(_) | Recall::Ask(_) | Recall::Nothing => return None,
+        let mut buffer = [0; MAX_NAME_BYTES];
+        let verdict = match plain_at_once(&setup, attempt, &mut buffer) {
+            Some((name, service)) => self.recall_name(&setup, attempt, name, service, now)?,
+            None => match known_at_once(&setup, attempt) {
+                Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
+                Ok((Who::Other { .. }, _)) => return None,
+                Ok((Who::Own(login), service)) => {
+                    self.recall_name(&setup, attempt, &name_key(&login), service, now)?
                 }
-            }
+            },
         };
         self.record(attempt, &verdict, now);
         Some(verdict)
+    }
+
+    fn recall_name(
+        self: &Arc<Self>,
+        setup: &Setup,
+        attempt: &Attempt,
+        name: &str,
+        service: Service,
+        now: Instant,
+    ) -> Option<Verdict> {
+        let newest = |person: &Person| setup.newest(person);
+        Some(match self.memory.recall(name, &attempt.password, setup.terms, newest, now) {
+            Recall::Proven { record, mailbox } => {
+                record.note_net(gate::net(attempt.client));
+                admit(mailbox, service, Source::Memory, None)
+            }
+            Recall::Refused { record, read_stamp } => {
+                if read_stamp {
+                    self.read_stamp(setup, record);
+                }
+                Verdict::Reject(Refused::new(Reason::WrongPassword, Source::Memory))
+            }
+            Recall::Barred(reason) => Verdict::Reject(Refused::new(reason, Source::Memory)),
+            Recall::Replan(_) | Recall::Ask(_) | Recall::Nothing => return None,
+        })
     }
 
     /// Answers, asking the directory if memory cannot. Within the deadline of `[login]`, always; writes the journal.
@@ -493,6 +507,20 @@ fn known_at_once(setup: &Setup, attempt: &Attempt) -> Result<(Who, Service), Rea
     } else {
         Err(Reason::BadPasswordForm)
     }
+}
+
+/// The same for a name that needs no thought, under which the account is remembered if it is: nearly all are such.
+/// `None`: ask [`known_at_once`].
+fn plain_at_once<'b>(
+    setup: &Setup,
+    attempt: &Attempt,
+    buffer: &'b mut [u8; MAX_NAME_BYTES],
+) -> Option<(&'b str, Service)> {
+    let service = attempt.service?;
+    // A plain name holds no `*`: nobody's master is meant.
+    let is_own = attempt.authzid.is_empty() && attempt.password.is_well_formed();
+    let name = setup.names.plain(&attempt.login, buffer).filter(|_| is_own)?;
+    Some((name, service))
 }
 
 /// What a name is remembered under. A name typed without domain may match other attributes than the same name with

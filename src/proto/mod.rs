@@ -1,4 +1,5 @@
-//! The wire formats: bytes to values and back. Pure: no socket, no clock, no module of ours but [`crate::secret`].
+//! The wire formats: bytes to values and back. Pure: no socket, no clock, no module of ours but [`crate::secret`]
+//! and [`crate::decimal`].
 //!
 //! Every parser is bounded: a length is checked before anything of that length is kept.
 
@@ -15,6 +16,7 @@ pub mod nginx;
 pub mod postfix;
 pub mod sasl;
 pub mod saslauthd;
+mod service;
 
 #[cfg(test)]
 mod dialogues;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 use crate::secret::Password;
 
 /// The longest user name kept while a LOGIN client is asked for its password, in bytes. Logins end at 320
@@ -85,27 +87,25 @@ pub enum Step {
 
 impl Exchange {
     /// Begins an exchange, with the initial response if the client sent one.
-    pub fn start(mechanism: Mechanism, initial: Option<&[u8]>) -> Step {
+    pub fn start(mechanism: Mechanism, initial: Option<Zeroizing<Vec<u8>>>) -> Step {
         match (mechanism, initial) {
             (Mechanism::Plain, None) => Step::Prompt(Self(Awaited::PlainMessage), ""),
             (Mechanism::Plain, Some(message)) => plain(message),
             // Dovecot asks for the name also when the initial response is there but empty.
-            (Mechanism::Login, None | Some(b"")) => {
-                Step::Prompt(Self(Awaited::LoginName), "Username:")
-            }
-            (Mechanism::Login, Some(name)) => login_name(name),
+            (Mechanism::Login, Some(name)) if !name.is_empty() => login_name(&name),
+            (Mechanism::Login, _) => Step::Prompt(Self(Awaited::LoginName), "Username:"),
         }
     }
 
     /// Goes on with the client's next message.
-    pub fn proceed(self, message: &[u8]) -> Step {
+    pub fn proceed(self, message: Zeroizing<Vec<u8>>) -> Step {
         match self.0 {
             Awaited::PlainMessage => plain(message),
-            Awaited::LoginName => login_name(message),
+            Awaited::LoginName => login_name(&message),
             Awaited::LoginPassword { name } => Step::Complete(Credentials {
                 authzid: Vec::new(),
                 authcid: name,
-                password: Password::new(message),
+                password: Password::from(message),
             }),
         }
     }
@@ -113,19 +113,19 @@ impl Exchange {
 
 /// RFC 4616 §2: `[authzid] NUL authcid NUL passwd`. A further NUL is taken for a part of the password, which the core
 /// then refuses for its form and counts (login.md N-3).
-fn plain(message: &[u8]) -> Step {
-    let mut parts = message.splitn(3, |byte| *byte == 0);
-    let (Some(authzid), Some(authcid), Some(password)) = (parts.next(), parts.next(), parts.next())
-    else {
+fn plain(mut message: Zeroizing<Vec<u8>>) -> Step {
+    let mut nuls = memchr::memchr_iter(0, &message);
+    let (Some(first), Some(second)) = (nuls.next(), nuls.next()) else {
         return Step::Malformed;
     };
+    let authzid = message.get(..first).unwrap_or_default();
+    let authcid = message.get(first + 1..second).unwrap_or_default();
     // Many clients, doveadm among them, fill in the same name twice.
-    let authzid = if authzid == authcid { &[] } else { authzid };
-    Step::Complete(Credentials {
-        authzid: authzid.to_vec(),
-        authcid: authcid.to_vec(),
-        password: Password::new(password),
-    })
+    let authzid = if authzid == authcid { Vec::new() } else { authzid.to_vec() };
+    let authcid = authcid.to_vec();
+    // The message's own buffer becomes the password's: one secret less to allocate and to zero.
+    message.drain(..=second);
+    Step::Complete(Credentials { authzid, authcid, password: Password::from(message) })
 }
 
 fn login_name(name: &[u8]) -> Step {
@@ -140,6 +140,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn message(bytes: impl AsRef<[u8]>) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(bytes.as_ref().to_vec())
+    }
 
     fn complete(step: Step) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
         match step {
@@ -159,7 +163,7 @@ mod tests {
 
     #[test]
     fn plain_gives_its_three_parts() {
-        for (message, authzid, authcid, password) in [
+        for (said, authzid, authcid, password) in [
             (&b"\0joe\0secret"[..], &b""[..], &b"joe"[..], &b"secret"[..]),
             (b"joe\0joe\0secret", b"", b"joe", b"secret"),
             (b"boss\0joe\0secret", b"boss", b"joe", b"secret"),
@@ -167,22 +171,23 @@ mod tests {
             (b"\0joe\0\t\r\n\x01\xff ", b"", b"joe", b"\t\r\n\x01\xff "),
             (b"\0\0", b"", b"", b""),
         ] {
-            let step = Exchange::start(Mechanism::Plain, Some(message));
+            let step = Exchange::start(Mechanism::Plain, Some(message(said)));
             assert_eq!(complete(step), (authzid.to_vec(), authcid.to_vec(), password.to_vec()));
         }
     }
 
     #[test]
     fn plain_with_too_few_nuls_is_malformed() {
-        for message in [&b""[..], b"joe", b"joe\0secret"] {
-            let step = Exchange::start(Mechanism::Plain, Some(message));
-            assert!(matches!(step, Step::Malformed), "{message:?}");
+        for bad in [&b""[..], b"joe", b"joe\0secret"] {
+            let step = Exchange::start(Mechanism::Plain, Some(message(bad)));
+            assert!(matches!(step, Step::Malformed), "{bad:?}");
         }
     }
 
     #[test]
     fn a_further_nul_is_a_part_of_the_password() {
-        let (_, name, password) = complete(Exchange::start(Mechanism::Plain, Some(b"\0joe\0a\0b")));
+        let (_, name, password) =
+            complete(Exchange::start(Mechanism::Plain, Some(message(b"\0joe\0a\0b"))));
 
         assert_eq!((name.as_slice(), password.as_slice()), (&b"joe"[..], &b"a\0b"[..]));
     }
@@ -192,32 +197,32 @@ mod tests {
         let (exchange, text) = prompt(Exchange::start(Mechanism::Plain, None));
 
         assert_eq!(text, "");
-        assert_eq!(complete(exchange.proceed(b"\0joe\0x")).1, b"joe");
+        assert_eq!(complete(exchange.proceed(message(b"\0joe\0x"))).1, b"joe");
     }
 
     #[test]
     fn login_asks_for_name_and_password() {
-        for initial in [None, Some(&b""[..])] {
+        for initial in [None, Some(message(b""))] {
             let (exchange, text) = prompt(Exchange::start(Mechanism::Login, initial));
             assert_eq!(text, "Username:");
-            let (exchange, text) = prompt(exchange.proceed(b"joe"));
+            let (exchange, text) = prompt(exchange.proceed(message(b"joe")));
             assert_eq!(text, "Password:");
-            let given = complete(exchange.proceed(b"\0\xff"));
+            let given = complete(exchange.proceed(message(b"\0\xff")));
             assert_eq!(given, (vec![], b"joe".to_vec(), b"\0\xff".to_vec()));
         }
     }
 
     #[test]
     fn the_initial_response_of_login_is_the_name() {
-        let (exchange, text) = prompt(Exchange::start(Mechanism::Login, Some(b"joe")));
+        let (exchange, text) = prompt(Exchange::start(Mechanism::Login, Some(message(b"joe"))));
 
         assert_eq!(text, "Password:");
-        assert_eq!(complete(exchange.proceed(b"")).2, b"");
+        assert_eq!(complete(exchange.proceed(message(b""))).2, b"");
     }
 
     #[test]
     fn an_endless_login_name_is_malformed() {
-        let step = Exchange::start(Mechanism::Login, Some(&[b'a'; 1025]));
+        let step = Exchange::start(Mechanism::Login, Some(message([b'a'; 1025])));
 
         assert!(matches!(step, Step::Malformed));
     }
@@ -232,7 +237,7 @@ mod tests {
 
     #[test]
     fn debug_output_never_shows_the_password() {
-        let step = Exchange::start(Mechanism::Plain, Some(b"\0joe\0hunter2"));
+        let step = Exchange::start(Mechanism::Plain, Some(message(b"\0joe\0hunter2")));
 
         let shown = format!("{step:?}");
 
@@ -244,22 +249,22 @@ mod tests {
             let parts = [authzid.as_bytes(), authcid.as_bytes(), &password].map(<[u8]>::to_vec);
             let expected = |authzid: Vec<u8>| (authzid, parts[1].clone(), password.clone());
 
-            let plain = Exchange::start(Mechanism::Plain, Some(&parts.join(&0)));
+            let plain = Exchange::start(Mechanism::Plain, Some(message(parts.join(&0))));
             let other = if authzid == authcid { Vec::new() } else { parts[0].clone() };
             prop_assert_eq!(complete(plain), expected(other));
 
             let (exchange, _) = prompt(Exchange::start(Mechanism::Login, None));
-            let (exchange, _) = prompt(exchange.proceed(&parts[1]));
-            prop_assert_eq!(complete(exchange.proceed(&password)), expected(Vec::new()));
+            let (exchange, _) = prompt(exchange.proceed(message(&parts[1])));
+            prop_assert_eq!(complete(exchange.proceed(message(&password))), expected(Vec::new()));
         }
 
         #[test]
         fn random_messages_never_panic_and_end(initial: Option<Vec<u8>>, messages: [Vec<u8>; 2]) {
             for mechanism in Mechanism::ALL {
-                let mut step = Exchange::start(*mechanism, initial.as_deref());
-                for message in &messages {
+                let mut step = Exchange::start(*mechanism, initial.clone().map(message));
+                for next in &messages {
                     step = match step {
-                        Step::Prompt(exchange, _) => exchange.proceed(message),
+                        Step::Prompt(exchange, _) => exchange.proceed(message(next)),
                         step => step,
                     };
                 }

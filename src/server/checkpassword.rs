@@ -36,12 +36,12 @@ pub(super) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut wire = Wire::new(stream, &door);
+    let mut wire = Wire::new(stream, &door, shutdown);
     let question = loop {
         match Question::parse(&mut wire.input) {
             Ok(Some(question)) => break question,
             Ok(None) => {
-                if wire.read(Awaits::Request, &shutdown).await? == Read::End {
+                if wire.read(Awaits::Request).await? == Read::End {
                     return Ok(());
                 }
             }
@@ -68,7 +68,7 @@ async fn answer(door: &Door, question: Question, peer: Option<Credentials>) -> A
         authzid: Vec::new(),
         password,
         service: Service::parse(&service),
-        service_name: service.into(),
+        service_name: String::from(service).into(),
         client: client.map(|client| client.to_canonical()),
         peer,
         session,

@@ -12,13 +12,13 @@ use crate::auth::{Attempt, Authenticator, Facts, Later, Reason, Service, Verdict
 use crate::clock;
 use crate::config::listen::Listen;
 use crate::lookup::Lookup;
-use crate::metrics::Metrics;
+use crate::metrics::{DoorName, Metrics};
 use crate::store::Resident;
 
 /// One door, `[listen.NAME]`.
 #[derive(Clone)]
 pub(super) struct Door {
-    pub(super) name: Arc<str>,
+    pub(super) name: Arc<DoorName>,
     pub(super) core: Arc<Authenticator>,
     pub(super) lookup: Arc<Lookup>,
     /// Nets whose word about the client's address is believed; a unix socket's peer always is.
@@ -46,7 +46,7 @@ impl Door {
     pub(super) fn new(name: Arc<str>, listen: &Listen, shared: Shared) -> Self {
         let Shared { core, lookup, metrics, tracker } = shared;
         Self {
-            name,
+            name: DoorName::new(name),
             core,
             lookup,
             trusted: listen.trusted.clone(),

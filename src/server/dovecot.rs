@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::Deref;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,7 @@ type Done = Result<(tokio::task::Id, Result<Verdict, JoinError>), JoinError>;
 /// What is needed of a request when its answer goes out.
 struct Asked {
     id: u32,
+    /// The name typed, for a refusal.
     user: String,
     mechanism: Mechanism,
     nologin: bool,
@@ -123,6 +125,8 @@ where
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     async fn run(&mut self, shutdown: CancellationToken) -> io::Result<()> {
+        // Waits once for all rounds: to begin to wait takes the lock that all connections share.
+        let mut stopped = pin!(shutdown.cancelled());
         loop {
             let idle = self.asking.is_empty() && self.decided.is_empty();
             if self.closing && idle {
@@ -145,8 +149,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                     self.door.metrics.protocol_error(&self.door.name);
                     return Err(Patience::exhausted());
                 }
-                () = tokio::time::sleep_until(due.unwrap_or_else(clock::now).into()), if due.is_some() => {}
-                () = shutdown.cancelled(), if !self.closing => self.closing = true,
+                () = until(due), if due.is_some() => {}
+                () = &mut stopped, if !self.closing => self.closing = true,
             }
             if has_room != self.has_room() && !self.closing {
                 // There is room again: lines that were read but not looked at come first.
@@ -206,17 +210,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     }
 
     fn request(&mut self, request: AuthRequest, now: Instant) {
-        let asked = Asked {
-            id: request.id,
-            user: shown_name(&request.credentials.authcid),
-            mechanism: request.mechanism,
-            nologin: request.nologin,
-            arrived: now,
-        };
+        let AuthRequest { id, mechanism, nologin, .. } = request;
+        let mut asked = Asked { id, user: String::new(), mechanism, nologin, arrived: now };
         let attempt = self.attempt(request, now);
         match self.door.core.recall(&attempt, now) {
-            Some(verdict) => self.decide(asked, verdict),
+            Some(Verdict::Accept(accepted)) => self.accept(&asked, accepted),
+            Some(verdict) => {
+                asked.user = shown_name(&attempt.login);
+                self.decide(asked, verdict);
+            }
             None => {
+                asked.user = shown_name(&attempt.login);
                 // A task of its own: it ends, and is journalled, even if this client hangs up.
                 let core = Arc::clone(&self.door.core);
                 let decision =
@@ -233,7 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             authzid: request.credentials.authzid,
             password: request.credentials.password,
             service: Service::parse(&request.service),
-            service_name: request.service.into(),
+            service_name: request.service,
             client: self
                 .door
                 .client(request.client, &self.peer)
@@ -269,11 +273,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     }
 
     fn accept(&mut self, asked: &Asked, accepted: Accepted) {
-        // Cancelled meanwhile: nobody will claim it.
-        let is_wanted = self.session.is_wanted(asked.id);
         let mailbox = accepted.mailbox;
         let reply = Reply::Ok { user: mailbox.address.as_str(), fields: &[] };
-        self.session.answer(asked.id, &reply, &mut self.output);
+        // Cancelled meanwhile: nobody will claim it.
+        let is_wanted = self.session.answer(asked.id, &reply, &mut self.output);
         if let Some(place) = &self.place
             && is_wanted
             && !asked.nologin
@@ -324,6 +327,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
 
     async fn flush(&mut self) -> io::Result<()> {
         write_out(&mut self.stream, &mut self.output, self.door.write_timeout).await
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -67,7 +67,7 @@ pub(super) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let wire = Wire::new(stream, &door);
+    let wire = Wire::new(stream, &door, shutdown);
     let mut driver = Driver { wire, door, peer: peer.credentials };
     let mut session = DictSession::new();
     loop {
@@ -77,7 +77,7 @@ where
                 driver.command(command).await?;
             }
             Ok(None) => {
-                if driver.wire.read(Awaits::Request, &shutdown).await? == Read::End {
+                if driver.wire.read(Awaits::Request).await? == Read::End {
                     return Ok(());
                 }
             }
@@ -164,7 +164,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             authzid: Vec::new(),
             password,
             service: Service::parse(service),
-            service_name: service.into(),
+            service_name: service.to_owned().into(),
             client: client.map(|client| client.to_canonical()),
             peer: self.peer,
             session: None,

@@ -70,7 +70,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut session = MasterSession::new(kind);
-    let wire = Wire::new(stream, &door);
+    let wire = Wire::new(stream, &door, shutdown);
     let mut driver = Driver { wire, door, reader };
     session.greet(driver.door.server_pid, &mut driver.wire.output);
     loop {
@@ -80,7 +80,7 @@ where
                 driver.command(command).await?;
             }
             Ok(None) => {
-                if driver.wire.read(Awaits::Request, &shutdown).await? == Read::End {
+                if driver.wire.read(Awaits::Request).await? == Read::End {
                     return Ok(());
                 }
             }

@@ -119,7 +119,7 @@ fn attempt(door: &Door, request: Request, peer: Peer) -> Attempt {
         authzid: Vec::new(),
         password,
         service: Service::parse(&service),
-        service_name: service.into(),
+        service_name: service.into_owned().into(),
         client: door.client(client, &peer),
         peer: peer.credentials,
         session: None,

@@ -3,10 +3,11 @@
 
 use std::fmt::Display;
 use std::io;
+use std::pin::Pin;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::door::Door;
 use super::patience::Patience;
@@ -20,6 +21,8 @@ pub(super) struct Wire<S> {
     stream: S,
     door: Door,
     patience: Patience,
+    /// One wait for all reads: to begin to wait takes the lock that all connections share.
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     /// What was read and not understood yet.
     pub(super) input: BytesMut,
     /// What was answered and not sent yet.
@@ -46,10 +49,11 @@ pub(super) enum Read {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
-    pub(super) fn new(stream: S, door: &Door) -> Self {
+    pub(super) fn new(stream: S, door: &Door, shutdown: CancellationToken) -> Self {
         let input = BytesMut::with_capacity(READ_BYTES);
         let (door, patience) = (door.clone(), Patience::default());
-        Self { stream, door, patience, input, output: Vec::new() }
+        let stopped = Box::pin(shutdown.cancelled_owned());
+        Self { stream, door, patience, stopped, input, output: Vec::new() }
     }
 
     /// A whole request was taken out of `input`.
@@ -61,11 +65,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
     ///
     /// # Errors
     /// The connection broke, the peer takes no answers, or it did not finish a request in time (which is counted).
-    pub(super) async fn read(
-        &mut self,
-        awaits: Awaits,
-        shutdown: &CancellationToken,
-    ) -> io::Result<Read> {
+    pub(super) async fn read(&mut self, awaits: Awaits) -> io::Result<Read> {
         self.flush().await?;
         match awaits {
             Awaits::Request => self.patience.wants_more(&self.input),
@@ -81,7 +81,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
                 self.door.metrics.protocol_error(&self.door.name);
                 return Err(Patience::exhausted());
             }
-            () = shutdown.cancelled() => 0,
+            () = &mut self.stopped => 0,
         };
         Ok(if read == 0 { Read::End } else { Read::Bytes })
     }

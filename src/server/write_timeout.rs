@@ -1,7 +1,7 @@
 //! Writes that end within a time limit: a buffer of ours, or a stream for code that has no such limit of its own
 //! (hyper).
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -22,9 +22,18 @@ pub(super) async fn write_out<S: AsyncWrite + Unpin>(
     if output.is_empty() {
         return Ok(());
     }
-    tokio::time::timeout(limit, stream.write_all(output))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "peer takes no answers"))??;
+    // Nearly always the peer takes it all at once, and no timer is needed.
+    let at_once = poll_fn(|context| match Pin::new(&mut *stream).poll_write(context, output) {
+        Poll::Ready(written) => Poll::Ready(written),
+        Poll::Pending => Poll::Ready(Ok(0)),
+    });
+    let written = at_once.await?;
+    if written < output.len() {
+        let rest = output.get(written..).unwrap_or_default();
+        tokio::time::timeout(limit, stream.write_all(rest))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "peer takes no answers"))??;
+    }
     output.clear();
     Ok(())
 }

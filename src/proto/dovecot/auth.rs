@@ -60,7 +60,7 @@ impl Greeting {
     #[must_use]
     pub fn new(server_pid: u32) -> Self {
         let mut lines = Vec::new();
-        Writer::line(&mut lines, "VERSION").number(1).number(2).end();
+        Writer::line(&mut lines, "VERSION").number(1_u32).number(2_u32).end();
         // Before SPID: Postfix and Exim take "SPID but no MECH yet" for a master socket and give up.
         for mechanism in Mechanism::ALL {
             Writer::line(&mut lines, "MECH").value(mechanism.as_str()).value("plaintext").end();
@@ -148,10 +148,13 @@ pub struct Session {
     client_minor: u32,
     client_pid: u32,
     /// Requests whose client was asked for more.
-    prompted: HashMap<u32, Prompted>,
+    prompted: ById<Prompted>,
     /// Requests that were handed out and not answered yet.
-    unanswered: HashMap<u32, Unanswered>,
+    unanswered: ById<Unanswered>,
 }
+
+/// The peer picks the ids, but may hurt nobody but itself by them, and there are few at a time: a fast hasher will do.
+type ById<T> = HashMap<u32, T, foldhash::fast::RandomState>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Handshake {
@@ -185,18 +188,17 @@ impl Session {
             handshake: Handshake::Version,
             client_minor: 0,
             client_pid: 0,
-            prompted: HashMap::new(),
-            unanswered: HashMap::new(),
+            prompted: ById::default(),
+            unanswered: ById::default(),
         }
     }
 
     /// Writes the complete handshake, to be sent at accept without waiting for the client: Exim says nothing before
     /// it has read DONE. `cuid` counts connections, `cookie` is random for each.
     pub fn greet(&self, greeting: &Greeting, cuid: u64, cookie: &[u8; 16], output: &mut Vec<u8>) {
-        let cookie = format!("{:032x}", u128::from_be_bytes(*cookie));
         output.extend_from_slice(&greeting.0);
         Writer::line(output, "CUID").number(cuid).end();
-        Writer::line(output, "COOKIE").value(&cookie).end();
+        Writer::line(output, "COOKIE").hex(cookie).end();
         Writer::line(output, "DONE").end();
     }
 
@@ -214,12 +216,16 @@ impl Session {
         if let Some(hello) = self.hello_without_pid(input)? {
             return Ok(Some(hello));
         }
-        while let Some(line) = self.lines.next(input)? {
+        loop {
+            let Some(mut line) = self.lines.next(input)? else { return Ok(None) };
             let event = match self.handshake {
                 Handshake::Version => self.version(&line)?,
                 Handshake::ClientPid => Some(self.client_pid_line(&line)?),
                 Handshake::Complete => self.command(&line, output, now)?,
             };
+            // Understood: nothing stands after resp= or the data of CONT.
+            line.only_last_field_is_secret();
+            drop(line);
             if event.is_some() {
                 return Ok(event);
             }
@@ -227,15 +233,16 @@ impl Session {
                 return Ok(Some(hello));
             }
         }
-        Ok(None)
     }
 
-    /// Writes the answer to a request; nothing if it was given up meanwhile or is unknown.
-    pub fn answer(&mut self, id: u32, reply: &Reply<'_>, output: &mut Vec<u8>) {
-        if self.unanswered.remove(&id) != Some(Unanswered::Wanted) {
-            return;
+    /// Writes the answer to a request; nothing if it was given up meanwhile or is unknown. Says whether it was wanted:
+    /// only then may a login be claimed.
+    pub fn answer(&mut self, id: u32, reply: &Reply<'_>, output: &mut Vec<u8>) -> bool {
+        let is_wanted = self.unanswered.remove(&id) == Some(Unanswered::Wanted);
+        if is_wanted {
+            reply.encode(id, output);
         }
-        reply.encode(id, output);
+        is_wanted
     }
 
     /// Forgets requests whose client was asked for more and has said nothing since `limit`: Postfix does not tell us
@@ -270,7 +277,7 @@ impl Session {
         self.unanswered.values().filter(|state| **state == Unanswered::Wanted).count()
     }
 
-    /// Whether this request waits for [`Session::answer`] and is still wanted. Ask before a login is made claimable.
+    /// Whether this request waits for [`Session::answer`] and is still wanted.
     #[must_use]
     pub fn is_wanted(&self, id: u32) -> bool {
         self.unanswered.get(&id) == Some(&Unanswered::Wanted)
@@ -371,7 +378,7 @@ impl Session {
                 }
             },
         };
-        let step = Exchange::start(mechanism, initial.as_deref().map(Vec::as_slice));
+        let step = Exchange::start(mechanism, initial);
         Ok(self.take_step(id, context, step, now, output))
     }
 
@@ -390,7 +397,7 @@ impl Session {
             fail_base64(id, "Invalid base64 data in continued response", output);
             return Ok(None);
         };
-        let step = exchange.proceed(&message);
+        let step = exchange.proceed(message);
         Ok(self.take_step(id, context, step, since, output))
     }
 

@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::ops::Deref;
 
-use bytes::BytesMut;
-use memchr::memchr;
+use bytes::{Buf as _, BytesMut};
+use memchr::{memchr, memrchr};
 use zeroize::Zeroize;
 
 const TAB: u8 = b'\t';
@@ -62,7 +62,16 @@ pub fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
 
 /// The fields of a line, still escaped.
 pub(in crate::proto) fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|byte| *byte == TAB)
+    let mut rest = Some(line);
+    std::iter::from_fn(move || {
+        let line = rest?;
+        let (field, after) = match memchr(TAB, line).and_then(|at| line.split_at_checked(at)) {
+            Some((field, after)) => (field, after.get(1..)),
+            None => (line, None),
+        };
+        rest = after;
+        Some(field)
+    })
 }
 
 /// Splits `key=value` at the first `=`; a bare flag has an empty value. The value is still escaped.
@@ -117,33 +126,46 @@ impl Lines {
         Ok(end.and_then(|end| input.get(..end)))
     }
 
-    /// Takes the first complete line off the input.
-    pub(in crate::proto) fn next(
+    /// The first complete line. It is taken off the input when it is dropped.
+    pub(in crate::proto) fn next<'i>(
         &mut self,
-        input: &mut BytesMut,
-    ) -> Result<Option<Line>, LineTooLong> {
+        input: &'i mut BytesMut,
+    ) -> Result<Option<Line<'i>>, LineTooLong> {
         let Some(length) = self.peek(input)?.map(<[u8]>::len) else { return Ok(None) };
         self.scanned = 0;
-        let mut line = input.split_to(length + 1);
-        line.truncate(length);
-        Ok(Some(Line(line)))
+        Ok(Some(Line { input, length, secret: 0 }))
     }
 }
 
-/// One line without its LF. It may hold a password, so it is zeroed when dropped.
-pub(in crate::proto) struct Line(BytesMut);
+/// One line without its LF, still in the input. It may hold a password, so it is zeroed when dropped.
+pub(in crate::proto) struct Line<'i> {
+    input: &'i mut BytesMut,
+    length: usize,
+    /// Where the part begins that is zeroed. Zeroing goes byte by byte and costs more than reading.
+    secret: usize,
+}
 
-impl Deref for Line {
+impl Line<'_> {
+    /// All but the last field is no secret.
+    pub(in crate::proto) fn only_last_field_is_secret(&mut self) {
+        self.secret = memrchr(TAB, self).unwrap_or_default();
+    }
+}
+
+impl Deref for Line<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        self.input.get(..self.length).unwrap_or_default()
     }
 }
 
-impl Drop for Line {
+impl Drop for Line<'_> {
     fn drop(&mut self) {
-        self.0.as_mut().zeroize();
+        if let Some(secret) = self.input.get_mut(self.secret..self.length) {
+            secret.zeroize();
+        }
+        self.input.advance(self.length + 1);
     }
 }
 
@@ -166,8 +188,18 @@ impl<'o> Writer<'o> {
     }
 
     /// A numeric field.
-    pub(in crate::proto) fn number(self, number: impl std::fmt::Display) -> Self {
-        self.value(&number.to_string())
+    pub(in crate::proto) fn number(self, number: impl Into<u64>) -> Self {
+        self.0.push(TAB);
+        crate::decimal::write(number.into(), self.0);
+        self
+    }
+
+    /// A field of bytes as lower-case hexadecimal digits.
+    pub(in crate::proto) fn hex(self, bytes: &[u8]) -> Self {
+        self.0.push(TAB);
+        let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' + half - 10 };
+        self.0.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+        self
     }
 
     /// A field that is a bare value.
@@ -281,7 +313,7 @@ mod tests {
     fn reasons_lose_their_control_bytes() {
         let mut output = Vec::new();
 
-        Writer::line(&mut output, "FAIL").number(1).reason(Some("a\tb\r\nc\u{1}\u{7f}")).end();
+        Writer::line(&mut output, "FAIL").number(1_u32).reason(Some("a\tb\r\nc\u{1}\u{7f}")).end();
 
         assert_eq!(output, b"FAIL\t1\treason=abc\n");
     }
@@ -311,7 +343,8 @@ mod tests {
             let line = Writer::line(&mut output, "USER").number(id).value(&user);
             line.fields(&[(&key, &value), (&key, "")]).end();
 
-            let line = Lines::new(usize::MAX).next(&mut BytesMut::from(&*output)).unwrap().unwrap();
+            let mut input = BytesMut::from(&*output);
+            let line = Lines::new(usize::MAX).next(&mut input).unwrap().unwrap();
             let fields: Vec<_> = fields(&line).collect();
             let [command, number_field, user_field, pair, flag] = *fields else {
                 return Err(TestCaseError::fail(format!("{fields:?}")));

@@ -195,7 +195,7 @@ impl MasterSession {
 
     /// Writes the handshake, to be sent at accept. `server_pid` must be what [`super::auth::Greeting`] says.
     pub fn greet(&self, server_pid: u32, output: &mut Vec<u8>) {
-        Writer::line(output, "VERSION").number(1).number(1).end();
+        Writer::line(output, "VERSION").number(1_u32).number(1_u32).end();
         Writer::line(output, "SPID").number(server_pid).end();
     }
 
@@ -344,9 +344,12 @@ impl MasterReply<'_> {
                 };
                 (Writer::line(output, "DONE").number(id).value(end), id)
             }
-            Self::Flushed { id, count } => {
-                (Writer::line(output, "OK").number(id).number(count), id)
-            }
+            Self::Flushed { id, count } => (
+                Writer::line(output, "OK")
+                    .number(id)
+                    .number(u64::try_from(count).unwrap_or(u64::MAX)),
+                id,
+            ),
         };
         line.end();
         id

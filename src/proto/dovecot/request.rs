@@ -1,10 +1,12 @@
 //! What an AUTH line says.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::auth::ProtocolError;
 use super::line::{key_value, text};
 use crate::proto::sasl::{Credentials, Mechanism};
+use crate::proto::service;
 
 /// Text fields are kept while a client is prompted, so they are cut to this length, in bytes.
 const MAX_TEXT_BYTES: usize = 256;
@@ -17,7 +19,7 @@ pub struct AuthRequest {
     /// How the credentials came.
     pub mechanism: Mechanism,
     /// What for: imap, smtp …, as the client says it. At most 256 bytes.
-    pub service: Box<str>,
+    pub service: Cow<'static, str>,
     /// Name and password.
     pub credentials: Credentials,
     /// The address of the person's client, where it is known.
@@ -36,7 +38,7 @@ pub struct AuthRequest {
 #[derive(Debug)]
 pub(super) struct Context {
     mechanism: Mechanism,
-    service: Box<str>,
+    service: Cow<'static, str>,
     client: Option<IpAddr>,
     session: Option<Box<str>>,
     secured: bool,
@@ -54,7 +56,7 @@ impl Context {
         let (mut service, mut response) = (None, None);
         let mut context = Self {
             mechanism,
-            service: Box::default(),
+            service: Cow::default(),
             client: None,
             session: None,
             secured: false,
@@ -68,7 +70,7 @@ impl Context {
             let (key, value) = key_value(field);
             match key {
                 // Dovecot 2.3, Postfix and Exim say service=, Dovecot 2.4 says protocol=.
-                b"service" | b"protocol" => service = Some(text(value, MAX_TEXT_BYTES)),
+                b"service" | b"protocol" => service = Some(service::name(value, MAX_TEXT_BYTES)),
                 b"rip" => context.client = address(value),
                 b"session" => context.session = Some(text(value, MAX_TEXT_BYTES)),
                 b"secured" => context.secured = true,

@@ -15,12 +15,11 @@
 //!
 //! See socketmap_table(5) of Postfix, and smap in Sendmail's op.me.
 
-use std::fmt::Write as _;
-
 use bytes::{Buf, BytesMut};
 use memchr::memchr;
 
 use super::one_line;
+use crate::decimal;
 
 /// The most digits a request's length may have.
 pub const MAX_LENGTH_DIGITS: usize = 6;
@@ -85,7 +84,7 @@ pub fn next_request(input: &mut BytesMut) -> Result<Option<Request>, Fault> {
         let may_become_one = head.len() <= MAX_LENGTH_DIGITS && head.iter().all(u8::is_ascii_digit);
         return if may_become_one { Ok(None) } else { Err(Fault::BadLength) };
     };
-    let length = decimal(head.get(..colon).unwrap_or_default()).ok_or(Fault::BadLength)?;
+    let length = length_of(head.get(..colon).unwrap_or_default()).ok_or(Fault::BadLength)?;
     if length > MAX_REQUEST_BYTES {
         return Err(Fault::TooLong);
     }
@@ -106,7 +105,7 @@ pub fn next_request(input: &mut BytesMut) -> Result<Option<Request>, Fault> {
 }
 
 /// Postfix writes no leading zeros and reads them; so do we.
-fn decimal(digits: &[u8]) -> Option<usize> {
+fn length_of(digits: &[u8]) -> Option<usize> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -121,7 +120,16 @@ impl Reply<'_> {
             Self::Found(value) if !can_be_said(value) => {
                 Reply::Temp("the value cannot be said").encode(output);
             }
-            Self::Found(value) => netstring("OK", value.bytes(), output),
+            // By far the most common.
+            Self::Found(value) => {
+                decimal::write(
+                    u64::try_from("OK ".len() + value.len()).unwrap_or(u64::MAX),
+                    output,
+                );
+                output.extend_from_slice(b":OK ");
+                output.extend_from_slice(value.as_bytes());
+                output.push(b',');
+            }
             // The space is part of it, as in socketmap_table(5).
             Self::NotFound => netstring("NOTFOUND", std::iter::empty(), output),
             Self::Perm(why) => netstring("PERM", one_line(why, MAX_REASON_BYTES), output),
@@ -142,10 +150,8 @@ fn netstring(word: &str, text: impl Iterator<Item = u8>, output: &mut Vec<u8>) {
     payload.extend_from_slice(word.as_bytes());
     payload.push(b' ');
     payload.extend(text);
-    let mut length = String::new();
-    // Writing into a string does not fail.
-    let _ = write!(length, "{}:", payload.len());
-    output.extend_from_slice(length.as_bytes());
+    decimal::write(u64::try_from(payload.len()).unwrap_or(u64::MAX), output);
+    output.push(b':');
     output.append(&mut payload);
     output.push(b',');
 }

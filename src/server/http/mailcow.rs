@@ -25,7 +25,7 @@ impl HttpDoor {
         let asked = match asked {
             Ok(asked) => self.asked(asked),
             Err((status, error)) => {
-                tracing::warn!(door = &*self.name, %error, "a request in mailcow's shape cannot be read");
+                tracing::warn!(door = %self.name, %error, "a request in mailcow's shape cannot be read");
                 return Ok(content(status, JSON, mailcow::answer(false)));
             }
         };

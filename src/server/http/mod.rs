@@ -51,7 +51,7 @@ use super::write_timeout::WriteTimeout;
 use crate::auth::{Attempt, Service, Verdict};
 use crate::clock;
 use crate::config::listen::{Listen, Serve, TempFailure, Upstream};
-use crate::metrics::Metrics;
+use crate::metrics::{DoorName, Metrics};
 use crate::proto::http::{accepts_text, after_scheme, basic_credentials};
 use crate::secret::{Password, Secret};
 
@@ -70,7 +70,7 @@ const RETRY_LATER: HeaderValue = HeaderValue::from_static("1");
 
 /// One http door.
 pub struct HttpDoor {
-    name: Arc<str>,
+    name: Arc<DoorName>,
     serve: Vec<Serve>,
     token: Secret,
     trusted: Vec<IpNet>,
@@ -117,7 +117,7 @@ impl HttpDoor {
     #[must_use]
     pub fn new(name: Arc<str>, listen: &Listen, parts: Parts) -> Self {
         Self {
-            name,
+            name: DoorName::new(name),
             serve: listen.serve.clone(),
             token: listen.token.clone(),
             trusted: listen.trusted.clone(),
@@ -162,7 +162,7 @@ where
         if error.is_parse() {
             door.parts.metrics.protocol_error(&door.name);
         }
-        tracing::debug!(door = &*door.name, %error, "an http connection ended early");
+        tracing::debug!(door = %door.name, %error, "an http connection ended early");
     }
 }
 
@@ -322,7 +322,7 @@ impl HttpDoor {
 
     fn unauthorized(&self, route: Route, call: &Call) -> Result<Answer, HangUp> {
         let peer = call.peer.address;
-        tracing::info!(door = &*self.name, peer.address = ?peer, "a caller without the door's token");
+        tracing::info!(door = %self.name, peer.address = ?peer, "a caller without the door's token");
         if route == Route::Mailcow {
             // mailcow's script takes any answer for a wrong password.
             return Err(HangUp);
@@ -361,7 +361,7 @@ impl HttpDoor {
             authzid: Vec::new(),
             password,
             service,
-            service_name: service_name.into(),
+            service_name: String::from(service_name).into(),
             client: self.client(&call.peer, client),
             peer: call.peer.credentials,
             session,

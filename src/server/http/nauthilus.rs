@@ -130,7 +130,7 @@ impl HttpDoor {
     async fn list_accounts(&self, call: &Call) -> Answer {
         // The list is whole in memory: one at a time, until it is sent.
         let Ok(turn) = Arc::clone(&self.list).try_lock_owned() else {
-            tracing::info!(door = &*self.name, "a list of accounts is under way already");
+            tracing::info!(door = %self.name, "a list of accounts is under way already");
             return spoken(&Outcome::Later, Shape::Json);
         };
         let as_text = call.wants_text();

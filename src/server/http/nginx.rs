@@ -49,7 +49,7 @@ impl HttpDoor {
         let request = match parse(|name| call.field(name)) {
             Ok(request) => request,
             Err(error) => {
-                tracing::warn!(door = &*self.name, %error, "a request in nginx' shape cannot be read");
+                tracing::warn!(door = %self.name, %error, "a request in nginx' shape cannot be read");
                 return Problem::unreadable(&error).spoken();
             }
         };
@@ -58,7 +58,7 @@ impl HttpDoor {
         let (key, upstream) = self.upstream(protocol, &question);
         let Some(upstream) = upstream else {
             tracing::error!(
-                door = &*self.name,
+                door = %self.name,
                 "nginx asks where {} goes, but upstream.{key} is not set",
                 protocol.as_str()
             );
@@ -92,7 +92,7 @@ impl HttpDoor {
             Question::Recipient(address) => self.recipient(address, upstream).await,
             Question::Unoffered => {
                 tracing::warn!(
-                    door = &*self.name,
+                    door = %self.name,
                     protocol = protocol.as_str(),
                     "nginx offers a way to log in that is none here: only plain and login are"
                 );

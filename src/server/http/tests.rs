@@ -347,7 +347,7 @@ async fn the_attempt_is_what_the_body_says() {
     assert_eq!(attempt.service, Some(Service::Imap));
     assert_eq!(&*attempt.service_name, "IMAP");
     assert_eq!(attempt.session.as_deref(), Some("abc"));
-    assert_eq!(&*attempt.door, "http");
+    assert_eq!(&**attempt.door, "http");
 }
 
 #[tokio::test]

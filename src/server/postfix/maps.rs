@@ -44,7 +44,7 @@ pub(in crate::server) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut wire = Wire::new(stream, &door.door);
+    let mut wire = Wire::new(stream, &door.door, shutdown);
     loop {
         match next_request(&mut wire.input) {
             Ok(Some(request)) => {
@@ -52,7 +52,7 @@ where
                 door.answer(&request, &mut wire).await?;
             }
             Ok(None) => {
-                if wire.read(Awaits::Request, &shutdown).await? == Read::End {
+                if wire.read(Awaits::Request).await? == Read::End {
                     return wire.close().await;
                 }
             }

@@ -61,7 +61,7 @@ pub(in crate::server) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let mut wire = Wire::new(stream, &door.door);
+    let mut wire = Wire::new(stream, &door.door, shutdown);
     let mut session = Session::default();
     loop {
         match session.next_request(&mut wire.input) {
@@ -72,7 +72,7 @@ where
             Ok(None) => {
                 let within = session.is_within_request();
                 let awaits = if within { Awaits::RestOfRequest } else { Awaits::Request };
-                if wire.read(awaits, &shutdown).await? == Read::End {
+                if wire.read(awaits).await? == Read::End {
                     return wire.close().await;
                 }
             }
