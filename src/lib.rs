@@ -24,6 +24,7 @@ pub mod identity;
 pub mod person;
 pub mod secret;
 
+mod cache;
 pub mod clock;
 mod decimal;
 pub mod metrics;

@@ -18,11 +18,12 @@ mod key;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use moka::sync::Cache;
 
+use crate::cache::Bounded;
+use crate::clock;
 use crate::config::Config;
 use crate::config::template::{Active, DisabledDelivery};
 use crate::identity::{Address, Domain, Login, LoginRules, MAX_NAME_BYTES};
@@ -32,8 +33,8 @@ use key::{Key, external};
 /// What another process wrote into the store is seen after this long.
 pub const OUTSIDE_CHANGES: Duration = Duration::from_secs(60);
 
-/// What the cache itself takes for an entry, in bytes (measured: about 400).
-const ENTRY_BYTES: usize = 450;
+/// What an entry takes beside its text and its resident, in bytes.
+const ENTRY_BYTES: usize = 150;
 
 /// Look-ups, with what is known of addresses and mailboxes.
 pub struct Lookup {
@@ -45,8 +46,15 @@ pub struct Lookup {
 /// Copies of what the store holds.
 struct Known {
     /// Address → number of the mailbox it belongs to; `None`: nobody's.
-    addresses: Cache<Box<str>, Option<i64>>,
-    residents: Cache<i64, Arc<Resident>>,
+    addresses: Bounded<Box<str>, Read<Option<i64>>>,
+    residents: Bounded<i64, Read<Arc<Resident>>>,
+}
+
+/// What the store held, and when that was read.
+#[derive(Clone)]
+struct Read<T> {
+    value: T,
+    at: Instant,
 }
 
 /// What a reload swaps.
@@ -174,8 +182,8 @@ impl Lookup {
         let mut buffer = [0; MAX_NAME_BYTES];
         let address = rules.names.plain(key, &mut buffer)?;
         let (_, domain) = address.split_once('@')?;
-        let id = self.known.addresses.get(address)??;
-        let resident = self.known.residents.get(&id)?;
+        let now = clock::now();
+        let resident = self.known.resident(self.known.owner(address, now)??, now)?;
         let canonical = *address == *resident.address.as_str();
         rules.domains.contains_key(domain).then(|| rules.said(map, &resident, "", canonical))
     }
@@ -261,8 +269,8 @@ impl Lookup {
         }
         // What changed while it was read may have been forgotten before it was put in: it must go again.
         if self.store.changes().edition() != edition {
-            texts.iter().for_each(|text| self.known.addresses.invalidate(*text));
-            found.iter().for_each(|(_, resident)| self.known.residents.invalidate(&resident.id));
+            texts.iter().for_each(|text| drop(self.known.addresses.remove(*text)));
+            found.iter().for_each(|(_, resident)| drop(self.known.residents.remove(&resident.id)));
         }
         Ok(())
     }
@@ -279,42 +287,50 @@ impl View<'_> {
         if let Some((_, owner)) = self.read.iter().find(|(text, _)| **text == *address) {
             return Ok(owner.clone());
         }
-        match self.known.addresses.get(address) {
+        let now = clock::now();
+        match self.known.owner(address, now) {
             None => Err(Unknown),
             Some(None) => Ok(None),
-            Some(Some(id)) => self.known.residents.get(&id).map(Some).ok_or(Unknown),
+            Some(Some(id)) => self.known.resident(id, now).map(Some).ok_or(Unknown),
         }
     }
 }
 
 impl Known {
     fn new(bytes: u64) -> Self {
-        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
         Self {
-            addresses: Cache::<Box<str>, Option<i64>>::builder()
-                .max_capacity(bytes)
-                .weigher(move |address, _| size(address.len() + ENTRY_BYTES))
-                .time_to_live(OUTSIDE_CHANGES)
-                .build(),
-            residents: Cache::builder()
-                .max_capacity(bytes)
-                .weigher(move |_, resident: &Arc<Resident>| size(resident.weight() + ENTRY_BYTES))
-                .time_to_live(OUTSIDE_CHANGES)
-                .build(),
+            addresses: Bounded::new(bytes, ENTRY_BYTES),
+            residents: Bounded::new(bytes, ENTRY_BYTES),
         }
+    }
+
+    /// Whose an address is; the outer `None`: not known.
+    fn owner(&self, address: &str, now: Instant) -> Option<Option<i64>> {
+        fresh(self.addresses.get(address), now)
+    }
+
+    fn resident(&self, id: i64, now: Instant) -> Option<Arc<Resident>> {
+        fresh(self.residents.get(&id), now)
     }
 
     fn learn(&self, address: &str, owner: Option<&Arc<Resident>>) {
+        let at = clock::now();
         if let Some(owner) = owner {
-            self.residents.insert(owner.id, Arc::clone(owner));
+            let bytes = owner.weight() + ENTRY_BYTES;
+            self.residents.insert(owner.id, Read { value: Arc::clone(owner), at }, bytes);
         }
-        self.addresses.insert(address.into(), owner.map(|owner| owner.id));
+        let value = owner.map(|owner| owner.id);
+        self.addresses.insert(address.into(), Read { value, at }, address.len() + ENTRY_BYTES);
     }
 
     fn forget(&self, touched: &Touched) {
-        touched.addresses.iter().for_each(|it| self.addresses.invalidate(it.as_str()));
-        touched.mailboxes.iter().for_each(|id| self.residents.invalidate(id));
+        touched.addresses.iter().for_each(|it| drop(self.addresses.remove(it.as_str())));
+        touched.mailboxes.iter().for_each(|id| drop(self.residents.remove(id)));
     }
+}
+
+fn fresh<T>(read: Option<Read<T>>, now: Instant) -> Option<T> {
+    read.filter(|read| now < read.at + OUTSIDE_CHANGES).map(|read| read.value)
 }
 
 /// An address to look at.

@@ -5,17 +5,15 @@
 //! written. Names that are nobody's live in a part of their own, so that a flood of them pushes out no people.
 
 use std::collections::HashMap;
-use std::hash::RandomState;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use quick_cache::Weighter;
-use quick_cache::sync::{Cache, DefaultLifecycle};
 use serde::Serialize;
 
 use super::Reason;
 use super::gate::Net;
+use crate::cache::Bounded;
 use crate::person::{Person, Stamp};
 use crate::secret::Password;
 use crate::store::Mailbox;
@@ -61,39 +59,12 @@ pub struct Digest(
 /// All that is remembered.
 pub struct Memory {
     key: [u8; 32],
-    names: Bounded<Named>,
+    names: Bounded<Box<str>, Arc<Record>>,
     /// Every account that some name leads to. Not a cache: a disable must find whoever is remembered.
     accounts: Mutex<Accounts>,
-    nobodies: Bounded<Nobody>,
+    nobodies: Bounded<Box<str>, Nobody>,
     /// How often an administrator changed a mailbox.
     edition: AtomicU64,
-}
-
-/// Names with what they lead to, bounded by bytes. Strangers choose the names that are nobody's: hence not the library's own
-/// hasher.
-type Bounded<T> = Cache<Box<str>, T, Bytes, RandomState>;
-
-/// An account, and what it weighed when the name was put in: the cache wants a weight that stays.
-#[derive(Clone, Debug)]
-struct Named {
-    record: Arc<Record>,
-    bytes: usize,
-}
-
-/// Weighs what is in a cache.
-#[derive(Clone, Copy, Debug)]
-struct Bytes;
-
-impl Weighter<Box<str>, Named> for Bytes {
-    fn weight(&self, name: &Box<str>, named: &Named) -> u64 {
-        weight(name, named.bytes)
-    }
-}
-
-impl Weighter<Box<str>, Nobody> for Bytes {
-    fn weight(&self, name: &Box<str>, _: &Nobody) -> u64 {
-        weight(name, NOBODY_BYTES)
-    }
 }
 
 /// What memory says about an attempt.
@@ -282,9 +253,9 @@ impl Memory {
         let nobodies = capacity / 8;
         Self {
             key,
-            names: bounded(capacity - nobodies, RECORD_BYTES),
+            names: Bounded::new(capacity - nobodies, RECORD_BYTES),
             accounts: Mutex::default(),
-            nobodies: bounded(nobodies, NOBODY_BYTES),
+            nobodies: Bounded::new(nobodies, NOBODY_BYTES),
             edition: AtomicU64::new(0),
         }
     }
@@ -309,7 +280,7 @@ impl Memory {
     /// What is known of a name.
     #[must_use]
     pub fn record(&self, name: &str) -> Option<Arc<Record>> {
-        self.names.get(name).map(|named| named.record)
+        self.names.get(name)
     }
 
     /// The record of an account, under whatever names.
@@ -451,7 +422,8 @@ impl Memory {
             self.end_proofs(&record);
             self.names.remove(name);
         }
-        self.nobodies.insert(name.into(), Nobody { until, reason });
+        let bytes = name.len() + NOBODY_BYTES;
+        self.nobodies.insert(name.into(), Nobody { until, reason }, bytes);
     }
 
     /// The entry's change stamp was read for the sake of a refusal. If it moved, refusals end and proofs are asked
@@ -505,7 +477,7 @@ impl Memory {
     /// Forgets one name's account with all its names; how many entries that were.
     pub fn forget(&self, name: &str) -> usize {
         let nobody = usize::from(self.nobodies.remove(name).is_some());
-        nobody + self.names.remove(name).map_or(0, |(_, named)| self.forget_account(&named.record))
+        nobody + self.names.remove(name).map_or(0, |record| self.forget_account(&record))
     }
 
     /// Forgets an account with all its names; how many accounts that were.
@@ -561,8 +533,8 @@ impl Memory {
     #[must_use]
     pub fn size(&self) -> Size {
         Size {
-            people: (count(&self.names), self.names.weight()),
-            nobodies: (count(&self.nobodies), self.nobodies.weight()),
+            people: (count(&self.names), self.names.bytes()),
+            nobodies: (count(&self.nobodies), self.nobodies.bytes()),
         }
     }
 
@@ -594,8 +566,7 @@ impl Memory {
         }
         drop(state);
         if has_place {
-            let named = Named { record: Arc::clone(record), bytes: record.weight() };
-            self.names.insert(name.into(), named);
+            self.names.insert(name.into(), Arc::clone(record), name.len() + record.weight());
             if record.lock().forgotten {
                 // Forgotten in this very moment.
                 self.names.remove(name);
@@ -794,24 +765,8 @@ impl State {
     }
 }
 
-fn weight(name: &str, more: usize) -> u64 {
-    u64::try_from(name.len() + more).unwrap_or(u64::MAX)
-}
-
-/// An empty cache of so many bytes, for entries of at least `least` bytes.
-fn bounded<T: Clone>(bytes: u64, least: usize) -> Bounded<T>
-where
-    Bytes: Weighter<Box<str>, T>,
-{
-    let entries = usize::try_from(bytes).unwrap_or(usize::MAX) / least.max(1);
-    Cache::with(entries, bytes, Bytes, RandomState::new(), DefaultLifecycle::default())
-}
-
-fn count<T: Clone>(cache: &Bounded<T>) -> u64
-where
-    Bytes: Weighter<Box<str>, T>,
-{
-    u64::try_from(cache.len()).unwrap_or(u64::MAX)
+fn count<T: Clone>(names: &Bounded<Box<str>, T>) -> u64 {
+    u64::try_from(names.len()).unwrap_or(u64::MAX)
 }
 
 /// The key of an account: profile and immutable id.

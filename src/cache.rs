@@ -1,0 +1,75 @@
+//! What is kept of things that can be asked about again: a map bounded by bytes. What was not used for longest goes first,
+//! and a flood of things that are used once pushes out nothing that is used again (S3-FIFO). Times are kept in the values
+//! and judged by their owner.
+
+use std::borrow::Borrow;
+use std::hash::{Hash, RandomState};
+
+use quick_cache::Weighter;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+
+/// The map. Strangers may choose its keys: hence not the library's own hasher.
+pub(crate) struct Bounded<K, V>(Cache<K, Weighed<V>, Bytes, RandomState>);
+
+/// A value with what it and its key weighed when it was put in: the library wants a weight that stays.
+#[derive(Clone, Debug)]
+struct Weighed<V> {
+    value: V,
+    bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bytes;
+
+impl<K, V> Weighter<K, Weighed<V>> for Bytes {
+    fn weight(&self, _: &K, weighed: &Weighed<V>) -> u64 {
+        weighed.bytes
+    }
+}
+
+impl<K: Eq + Hash, V: Clone> Bounded<K, V> {
+    /// An empty map of so many bytes, for entries of at least `least` bytes.
+    pub(crate) fn new(bytes: u64, least: usize) -> Self {
+        let entries = usize::try_from(bytes).unwrap_or(usize::MAX) / least.max(1);
+        Self(Cache::with(entries, bytes, Bytes, RandomState::new(), DefaultLifecycle::default()))
+    }
+
+    /// The value of a key. Waits for nobody but a thread that changes the map this very moment.
+    pub(crate) fn get<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        self.0.get(key).map(|weighed| weighed.value)
+    }
+
+    /// Puts a value in, in the place of an earlier one; key and value take so many bytes.
+    pub(crate) fn insert(&self, key: K, value: V, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.0.insert(key, Weighed { value, bytes });
+    }
+
+    /// Takes a value out.
+    pub(crate) fn remove<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        self.0.remove(key).map(|(_, weighed)| weighed.value)
+    }
+
+    /// Takes everything out.
+    pub(crate) fn clear(&self) {
+        self.0.clear();
+    }
+
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What they weigh, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.weight()
+    }
+}
