@@ -37,6 +37,8 @@ struct Inner {
     memory_entries: Family<PartLabel, Gauge>,
     memory_bytes: Family<PartLabel, Gauge>,
     provisioned: Family<OutcomeLabel, Counter>,
+    refreshes: Family<OutcomeLabel, Counter>,
+    old_passwords: Counter,
     reload_successful: Gauge,
     journal_dropped: Counter,
 }
@@ -149,6 +151,16 @@ impl Metrics {
         self.0.provisioned.get_or_create(&OutcomeLabel { outcome: what }).inc();
     }
 
+    /// A question in the background ended: accepted | refused | later | skipped.
+    pub fn refresh(&self, outcome: &'static str) {
+        self.0.refreshes.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// A client sent a password that was right before it was changed.
+    pub fn old_password(&self) {
+        self.0.old_passwords.inc();
+    }
+
     /// What memory holds now. `part`: people | nobodies.
     pub fn memory(&self, part: &'static str, entries: u64, bytes: u64) {
         let labels = PartLabel { part };
@@ -197,6 +209,8 @@ impl Inner {
             memory_entries: Family::default(),
             memory_bytes: Family::default(),
             provisioned: Family::default(),
+            refreshes: Family::default(),
+            old_passwords: Counter::default(),
             reload_successful: Gauge::default(),
             journal_dropped: Counter::default(),
         };
@@ -222,6 +236,8 @@ impl Inner {
         declare(registry, &PROVISIONED, self.provisioned.clone());
         declare(registry, &MEMORY_BYTES, self.memory_bytes.clone());
         declare(registry, &MEMORY_ENTRIES, self.memory_entries.clone());
+        declare(registry, &REFRESHES, self.refreshes.clone());
+        declare(registry, &OLD_PASSWORDS, self.old_passwords.clone());
         declare(registry, &PROTOCOL_ERRORS, self.protocol_errors.clone());
         self
     }
@@ -360,6 +376,21 @@ const MEMORY_ENTRIES: Declared = Declared {
     help: "Accounts (people) and names that are nobody's (nobodies) in the memory of logins",
 };
 
+const REFRESHES: Declared = Declared {
+    name: "gatepost_memory_refreshes_total",
+    kind: "counter",
+    labels: &[("outcome", "accepted, refused, later, skipped")],
+    help: "Questions in the background about passwords near the end of `memory.fresh`; skipped: others needed the \
+           connections, a later login tries again",
+};
+
+const OLD_PASSWORDS: Declared = Declared {
+    name: "gatepost_old_passwords_total",
+    kind: "counter",
+    labels: &[],
+    help: "Refused logins whose password was right before it was changed: a client that still sends the old one",
+};
+
 const PROTOCOL_ERRORS: Declared = Declared {
     name: "gatepost_protocol_errors_total",
     kind: "counter",
@@ -456,6 +487,8 @@ mod tests {
         &PROVISIONED,
         &MEMORY_BYTES,
         &MEMORY_ENTRIES,
+        &REFRESHES,
+        &OLD_PASSWORDS,
         &PROTOCOL_ERRORS,
     ];
 

@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq;
 
 use super::Reason;
 use super::gate::Net;
+use super::old_passwords::OldPasswordClient;
 use crate::person::{Person, Stamp};
 use crate::secret::Password;
 use crate::store::Mailbox;
@@ -29,6 +30,10 @@ const MAX_NAMES: usize = 8;
 const MAX_NETS: usize = 4;
 /// A refusal of an account without a readable change stamp is trusted no longer than this (login.md M-4).
 const REFUSED_WITHOUT_STAMP: Duration = Duration::from_secs(60);
+/// Passwords per account that were right once: the last few.
+const MAX_FORMER: usize = 4;
+/// A background question that came to nothing is not tried again before (login.md M-2).
+const REFRESH_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// A refusal that is hit reads the entry's stamp at most this often (login.md M-4).
 const STAMP_READ_EVERY: Duration = Duration::from_secs(10);
 /// What a record takes beside its person, in bytes: the struct, its lists, the maps' own share.
@@ -42,6 +47,8 @@ const ENTRY_BYTES: usize = 450;
 pub struct Terms {
     /// A proof answers alone.
     pub fresh: Duration,
+    /// From this age on a proof that is used is also asked about in the background; `None`: never.
+    pub refresh_after: Option<Duration>,
     /// A proof still counts this much longer while no directory answers.
     pub grace: Duration,
     /// A refusal answers alone.
@@ -74,6 +81,9 @@ pub enum Recall {
         record: Arc<Record>,
         /// What they get.
         mailbox: Arc<Mailbox>,
+        /// The directory is due to be asked in the background (login.md M-2). Said once; whoever hears it says
+        /// [`Record::refreshed`] in the end.
+        refresh: bool,
     },
     /// The password is proven, but templates changed since: plan again, ask nobody.
     Replan(Arc<Record>),
@@ -83,6 +93,8 @@ pub enum Recall {
         record: Arc<Record>,
         /// The entry's change stamp is due to be read.
         read_stamp: bool,
+        /// Whether it was right once.
+        kind: Wrong,
     },
     /// Not asked about for a while.
     Barred(Reason),
@@ -90,6 +102,15 @@ pub enum Recall {
     Ask(Arc<Record>),
     /// Nothing is known of the name.
     Nothing,
+}
+
+/// What is known of a wrong password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// Nothing more.
+    Guess,
+    /// It was right before another was accepted: a client that was not told of a change.
+    Old,
 }
 
 /// The newest versions that a remembered answer must match.
@@ -124,8 +145,11 @@ struct State {
     rules: u64,
     proofs: Vec<Proof>,
     refusals: Vec<Refusal>,
+    /// Passwords that were proven here and refused since; the oldest first.
+    former: Vec<Digest>,
     barred: Option<Bar>,
     stamp_read: Option<Instant>,
+    refresh: Refresh,
     names: Vec<Name>,
     nets: Vec<Net>,
     /// Nothing is remembered here any more: a login under way must not bring it back.
@@ -149,6 +173,21 @@ struct Refusal {
     digest: Digest,
     at: Instant,
     profile: u64,
+    /// It answered an attempt: some client sends that password.
+    was_hit: bool,
+}
+
+/// Whether the directory is asked in the background (login.md M-2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refresh {
+    /// At the next use of a proof that is old enough.
+    WhenDue,
+    /// Not before.
+    NotBefore(Instant),
+    /// It is being asked: never two at a time.
+    Asking,
+    /// Each bind would burn a grace login (login.md B-2).
+    Never,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -224,6 +263,8 @@ pub struct Remembered {
     pub refusals_age_seconds: Vec<u64>,
     /// Not asked about for this long, and why.
     pub barred: Option<(u64, &'static str)>,
+    /// Clients that still send a password that was changed, the last one first.
+    pub old_password_clients: Vec<OldPasswordClient>,
 }
 
 /// One proof, without its digest.
@@ -328,11 +369,11 @@ impl Memory {
             return Recall::Ask(record);
         };
         if state.is_fresh(&digest, newest, terms, now) {
-            return match &state.mailbox {
+            return match state.mailbox.clone() {
                 Some(mailbox) if state.rules == newest.rules => {
-                    let mailbox = Arc::clone(mailbox);
+                    let refresh = state.refresh_due(&digest, terms, now);
                     drop(state);
-                    Recall::Proven { record, mailbox }
+                    Recall::Proven { record, mailbox, refresh }
                 }
                 _ => {
                     drop(state);
@@ -342,8 +383,10 @@ impl Memory {
         }
         if state.is_refused(&digest, newest, terms, now) {
             let read_stamp = state.stamp_due(now);
+            let kind = state.kind_of_wrong(&digest);
+            state.hit_refusal(&digest);
             drop(state);
-            return Recall::Refused { record, read_stamp };
+            return Recall::Refused { record, read_stamp, kind };
         }
         match state.barred {
             Some(bar) if now < bar.until && bar.profile == newest.profile => {
@@ -370,7 +413,11 @@ impl Memory {
             state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
         }
         state.refusals.retain(|refusal| refusal.digest != digest);
+        state.former.retain(|former| *former != digest);
         state.proofs.retain(|proof| proof.digest != digest);
+        if state.refresh == Refresh::Never {
+            state.refresh = Refresh::WhenDue;
+        }
         let profile = learned.versions.profile;
         let stamp = learned.person.stamp;
         let proof = Proof { digest, at: learned.now, profile, stamp, demoted: false };
@@ -385,21 +432,24 @@ impl Memory {
         self.nobodies.invalidate(learned.name);
     }
 
-    /// The directory refused the password.
-    pub fn refuse(&self, learned: &Learned<'_>, password: &Password) {
+    /// The directory refused the password. Says what is known of it.
+    pub fn refuse(&self, learned: &Learned<'_>, password: &Password) -> Wrong {
         let record = self.learn(learned);
         let digest = self.digest(&record.account, password);
         let mut state = record.lock();
         if state.forgotten {
-            return;
+            return Wrong::Guess;
         }
         // The very password that was proven is wrong now: that proof ends. Others stay (login.md M-5).
-        state.proofs.retain(|proof| proof.digest != digest);
-        state.refusals.retain(|refusal| refusal.digest != digest);
-        let refusal = Refusal { digest, at: learned.now, profile: learned.versions.profile };
-        push_bounded(&mut state.refusals, refusal, MAX_REFUSALS);
+        if state.proof(&digest).is_some() {
+            state.proofs.retain(|proof| proof.digest != digest);
+            push_bounded(&mut state.former, digest, MAX_FORMER);
+        }
+        state.add_refusal(digest, learned);
+        let kind = state.kind_of_wrong(&digest);
         drop(state);
         self.point(learned.name, &record);
+        kind
     }
 
     /// The account may not be used now: no question before `until`; proofs stay.
@@ -490,6 +540,7 @@ impl Memory {
             state.forgotten = true;
             state.proofs.clear();
             state.refusals.clear();
+            state.former.clear();
             state.mailbox = None;
             state.barred = None;
             std::mem::take(&mut state.names)
@@ -608,8 +659,10 @@ impl Record {
                 rules: 0,
                 proofs: Vec::new(),
                 refusals: Vec::new(),
+                former: Vec::new(),
                 barred: None,
                 stamp_read: None,
+                refresh: Refresh::WhenDue,
                 names: Vec::new(),
                 nets: Vec::new(),
                 forgotten: false,
@@ -656,6 +709,40 @@ impl Record {
         Some(if planned { Grace::Planned(mailbox) } else { Grace::Replan })
     }
 
+    /// The password was proven, however long ago, and nothing speaks against it.
+    #[must_use]
+    pub fn is_proven(&self, digest: &Digest) -> bool {
+        self.lock().proof(digest).is_some_and(|proof| !proof.demoted)
+    }
+
+    /// Whether memory could tell a guesser that this password is right, had it been another: it holds proofs, and none
+    /// of it (login.md L-3).
+    #[must_use]
+    pub fn is_guess(&self, digest: &Digest) -> bool {
+        let state = self.lock();
+        !state.proofs.is_empty() && state.proof(digest).is_none()
+    }
+
+    /// Whether memory answers this password with a refusal.
+    #[must_use]
+    pub fn refuses(&self, digest: &Digest, newest: Versions, terms: Terms, now: Instant) -> bool {
+        self.lock().is_refused(digest, newest, terms, now)
+    }
+
+    /// The background question is over, whatever came of it.
+    pub fn refreshed(&self, now: Instant) {
+        let mut state = self.lock();
+        if state.refresh == Refresh::Asking {
+            state.refresh = Refresh::NotBefore(now + REFRESH_AGAIN_AFTER);
+        }
+    }
+
+    /// The directory counts grace logins down: no question in the background, until it accepts a password without
+    /// (login.md B-2).
+    pub fn never_refresh(&self) {
+        self.lock().refresh = Refresh::Never;
+    }
+
     /// A login from this net succeeded.
     pub fn note_net(&self, net: Net) {
         self.lock().note_net(net);
@@ -697,6 +784,7 @@ impl Record {
             barred: state.barred.filter(|bar| now < bar.until).map(|bar| {
                 (bar.until.saturating_duration_since(now).as_secs(), bar.reason.as_str())
             }),
+            old_password_clients: Vec::new(),
         }
     }
 
@@ -725,15 +813,64 @@ impl State {
     }
 
     fn is_refused(&self, digest: &Digest, newest: Versions, terms: Terms, now: Instant) -> bool {
+        let is_old = self.kind_of_wrong(digest) == Wrong::Old;
         let trusted = match self.person.stamp {
-            Stamp::At(_) => terms.refused,
-            Stamp::Unreadable => terms.refused.min(REFUSED_WITHOUT_STAMP),
+            // An old password stays wrong while the new one stands.
+            Stamp::At(_) if is_old => None,
+            Stamp::Unreadable if !is_old => Some(terms.refused.min(REFUSED_WITHOUT_STAMP)),
+            _ => Some(terms.refused),
         };
         self.refusals.iter().any(|refusal| {
             refusal.digest.0.ct_eq(&digest.0).into()
                 && refusal.profile == newest.profile
-                && now < refusal.at + trusted
+                && trusted.is_none_or(|trusted| now < refusal.at + trusted)
         })
+    }
+
+    /// A password that was right is old once another has been accepted.
+    fn kind_of_wrong(&self, digest: &Digest) -> Wrong {
+        let was_right = self.former.iter().any(|former| former.0.ct_eq(&digest.0).into());
+        let is_replaced = self.proofs.iter().any(|proof| !proof.demoted);
+        if was_right && is_replaced { Wrong::Old } else { Wrong::Guess }
+    }
+
+    /// Remembers a refusal. Where there is no room, one of a password that was tried once goes, never one that clients
+    /// keep sending: a guesser must not make those be bound again.
+    fn add_refusal(&mut self, digest: Digest, learned: &Learned<'_>) {
+        self.refusals.retain(|refusal| refusal.digest != digest);
+        if self.refusals.len() >= MAX_REFUSALS {
+            let guessed = |refusal: &Refusal| {
+                !refusal.was_hit && self.kind_of_wrong(&refusal.digest) == Wrong::Guess
+            };
+            let least = self.refusals.iter().position(guessed).unwrap_or(0);
+            self.refusals.remove(least);
+        }
+        let (at, profile) = (learned.now, learned.versions.profile);
+        self.refusals.push(Refusal { digest, at, profile, was_hit: false });
+    }
+
+    fn hit_refusal(&mut self, digest: &Digest) {
+        let hit = self.refusals.iter_mut().find(|refusal| refusal.digest == *digest);
+        if let Some(refusal) = hit {
+            refusal.was_hit = true;
+        }
+    }
+
+    /// Whether the use of this proof should ask the directory in the background now; says yes once.
+    fn refresh_due(&mut self, digest: &Digest, terms: Terms, now: Instant) -> bool {
+        let Some(after) = terms.refresh_after else { return false };
+        let may = match self.refresh {
+            Refresh::WhenDue => true,
+            Refresh::NotBefore(at) => now >= at,
+            Refresh::Asking | Refresh::Never => false,
+        };
+        let due = may
+            && !self.person.is_local()
+            && self.proof(digest).is_some_and(|proof| now >= proof.at + after);
+        if due {
+            self.refresh = Refresh::Asking;
+        }
+        due
     }
 
     fn note_net(&mut self, net: Net) {
@@ -796,6 +933,7 @@ mod tests {
     const NEWEST: Versions = Versions { rules: 1, profile: 1 };
     const TERMS: Terms = Terms {
         fresh: Duration::from_secs(900),
+        refresh_after: Some(Duration::from_secs(720)),
         grace: Duration::from_secs(43_200),
         refused: Duration::from_secs(600),
         absent: Duration::from_secs(30),
@@ -863,6 +1001,7 @@ mod tests {
             let password = Password::new(password);
             let newest = |_: &Person| Some(newest);
             match self.memory.recall("fry@x.example", &password, TERMS, newest, self.at(seconds)) {
+                Recall::Proven { refresh: true, .. } => "proven, refresh",
                 Recall::Proven { .. } => "proven",
                 Recall::Replan(_) => "replan",
                 Recall::Refused { read_stamp: true, .. } => "refused, read stamp",

@@ -9,13 +9,14 @@ use super::connect::Target;
 use super::entry::{self, Reader};
 use super::filter::Filter;
 use super::host::{Host, Settings};
+use super::lockout::LastRead;
 use super::matching::{Matching, same_dn};
 use super::pool::{Gate, Pool};
 use super::preset;
 use super::setup::{self, Place, Source};
 use super::tls::Files;
 use super::verdict::{BindReply, Class, GraceLogins, classify, said, with_state};
-use super::{Answer, Fault, Finding, Known, Question, Share, Trouble, Wanted, Why, fault};
+use super::{Answer, Fault, Finding, Known, Leave, Question, Share, Trouble, Wanted, Why, fault};
 use crate::clock;
 use crate::config::directory::{Directory, Preset};
 use crate::identity::Login;
@@ -37,7 +38,8 @@ pub struct Profile {
     pub(super) matching: Matching,
     pub(super) places: Vec<Place>,
     pub(super) wanted: Vec<String>,
-    preset: Preset,
+    pub(super) preset: Preset,
+    pub(super) lockout: LastRead,
 }
 
 /// One server's health.
@@ -70,6 +72,13 @@ struct Asked {
     /// Found by it if not by name.
     id: Option<Box<str>>,
     deadline: Instant,
+    leave: Option<Arc<dyn Leave>>,
+}
+
+impl Asked {
+    fn may_bind(&self, id: &str) -> bool {
+        self.leave.as_ref().is_none_or(|leave| leave.to_bind(id))
+    }
 }
 
 impl Profile {
@@ -124,6 +133,7 @@ impl Profile {
             },
             places,
             preset: section.preset,
+            lockout: LastRead::default(),
             name,
             source,
             settings,
@@ -167,10 +177,17 @@ impl Profile {
                 .map(Box::from)
                 .or_else(|| question.known.map(|known| known.id.clone())),
             deadline: question.deadline,
+            leave: question.leave,
         };
         let profile = Arc::clone(self);
         // Boxed: it is several kilobytes, and would be moved, and kept in each caller's future, again and again.
-        let work = Box::pin(async move { profile.answer(&asked).await });
+        let work = Box::pin(async move {
+            let answer = profile.answer(&asked).await;
+            if let Some(leave) = &asked.leave {
+                leave.heard(&answer);
+            }
+            answer
+        });
         self.run(question.share, question.deadline, work).await.unwrap_or_else(Answer::from)
     }
 
@@ -310,6 +327,9 @@ impl Profile {
     }
 
     async fn answer_known(&self, asked: &Asked, known: &Known, filter: &Filter) -> Answer {
+        if !asked.may_bind(&known.id) {
+            return Answer::Withheld { id: known.id.clone() };
+        }
         let (bound, read) =
             tokio::join!(self.bind(&known.dn, &asked.password), self.read(&known.dn, filter));
         let reply = match bound {
@@ -365,6 +385,9 @@ impl Profile {
         }
         if clock::now() >= asked.deadline {
             return self.too_late().into();
+        }
+        if !asked.may_bind(&person.id) {
+            return Answer::Withheld { id: person.id };
         }
         match self.bind(&person.dn, &asked.password).await {
             Ok(reply) => {
