@@ -502,6 +502,8 @@ mod tests {
         metrics.ldap_operation("corp", "bind", "refused", took);
         metrics.ldap_up("corp", Up::Yes);
         metrics.provisioned("created");
+        metrics.refresh("accepted");
+        metrics.old_password();
         metrics.memory("people", 3, 4096);
         metrics.protocol_error("dovecot");
         metrics.journal_dropped(7);

@@ -989,8 +989,12 @@ mod tests {
             self.memory.prove(&self.learned(seconds), &password, seen, gate::net(None));
         }
 
-        fn refuse(&self, password: &str, seconds: u64) {
-            self.memory.refuse(&self.learned(seconds), &Password::new(password));
+        fn refuse(&self, password: &str, seconds: u64) -> Wrong {
+            self.memory.refuse(&self.learned(seconds), &Password::new(password))
+        }
+
+        fn record(&self) -> Arc<Record> {
+            self.memory.record("fry@x.example").unwrap()
         }
 
         fn recall(&self, password: &str, seconds: u64) -> &'static str {
@@ -1004,6 +1008,10 @@ mod tests {
                 Recall::Proven { refresh: true, .. } => "proven, refresh",
                 Recall::Proven { .. } => "proven",
                 Recall::Replan(_) => "replan",
+                Recall::Refused { read_stamp: true, kind: Wrong::Old, .. } => {
+                    "refused, old, read stamp"
+                }
+                Recall::Refused { kind: Wrong::Old, .. } => "refused, old",
                 Recall::Refused { read_stamp: true, .. } => "refused, read stamp",
                 Recall::Refused { read_stamp: false, .. } => "refused",
                 Recall::Barred(reason) => reason.as_str(),
@@ -1026,9 +1034,105 @@ mod tests {
 
         fixture.prove("good", 0);
 
-        assert_eq!(fixture.recall("good", 899), "proven");
+        assert_eq!(fixture.recall("good", 719), "proven");
+        assert_eq!(fixture.recall("good", 899), "proven, refresh");
         assert_eq!(fixture.recall("good", 900), "ask");
         assert_eq!(fixture.recall("other", 1), "ask");
+    }
+
+    #[test]
+    fn near_the_end_of_fresh_one_use_asks_ahead_and_no_other_until_that_is_over() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+
+        assert_eq!(fixture.recall("good", 720), "proven, refresh");
+        assert_eq!(fixture.recall("good", 721), "proven");
+        // It came to nothing.
+        fixture.record().refreshed(fixture.at(722));
+        assert_eq!(fixture.recall("good", 731), "proven");
+        assert_eq!(fixture.recall("good", 732), "proven, refresh");
+        // It came to a new proof.
+        fixture.prove("good", 733);
+        fixture.record().refreshed(fixture.at(733));
+        assert_eq!(fixture.recall("good", 1452), "proven");
+        assert_eq!(fixture.recall("good", 1453), "proven, refresh");
+    }
+
+    #[test]
+    fn nobody_asks_ahead_where_each_bind_burns_a_grace_login() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        fixture.record().never_refresh();
+
+        assert_eq!(fixture.recall("good", 800), "proven");
+
+        fixture.prove("good", 900);
+        assert_eq!(fixture.recall("good", 1700), "proven, refresh");
+    }
+
+    #[test]
+    fn a_flood_of_guesses_pushes_out_no_refusal_that_a_client_keeps_hitting() {
+        let fixture = Fixture::new();
+        fixture.refuse("typo in a phone", 0);
+        assert_eq!(fixture.recall("typo in a phone", 1), "refused, read stamp");
+
+        for number in 0..1000 {
+            fixture.refuse(&format!("guess {number}"), 2);
+        }
+
+        assert_eq!(fixture.recall("typo in a phone", 3), "refused");
+        assert_eq!(fixture.recall("guess 0", 3), "ask");
+        assert_eq!(fixture.recall("guess 999", 3), "refused");
+    }
+
+    #[test]
+    fn a_password_that_was_right_is_old_once_another_is_accepted_and_stays_refused() {
+        let mut fixture = Fixture::new();
+        fixture.prove("old", 0);
+        assert_eq!(fixture.refuse("old", 1), Wrong::Guess, "no other was accepted yet");
+        fixture.prove("new", 2);
+
+        assert_eq!(fixture.recall("old", 3), "refused, old, read stamp");
+        for number in 0..1000 {
+            fixture.refuse(&format!("guess {number}"), 4);
+        }
+        assert_eq!(fixture.recall("old", 100_000), "refused, old, read stamp");
+        assert_eq!(fixture.recall("guess 999", 100_000), "ask");
+
+        // The stamp moves: it may be the right one again.
+        fixture.person = person("1", Stamp::At([2; 16]));
+        fixture.prove("new", 100_001);
+        assert_eq!(fixture.recall("old", 100_002), "ask");
+        assert_eq!(fixture.refuse("old", 100_003), Wrong::Old);
+        fixture.prove("old", 100_004);
+        assert_eq!(fixture.recall("old", 100_005), "proven");
+    }
+
+    #[test]
+    fn without_a_readable_stamp_an_old_password_is_asked_about_as_seldom_as_others_with_one() {
+        let mut fixture = Fixture::new();
+        fixture.person = person("1", Stamp::Unreadable);
+        fixture.prove("old", 0);
+        fixture.prove("new", 1);
+        assert_eq!(fixture.refuse("old", 2), Wrong::Old);
+
+        assert_eq!(fixture.recall("old", 601), "refused, old");
+        assert_eq!(fixture.recall("old", 602), "ask");
+    }
+
+    #[test]
+    fn only_passwords_beside_a_proof_are_guesses_against_memory() {
+        let fixture = Fixture::new();
+        let digest = |password: &str| {
+            fixture.memory.digest(&account_key("corp", "1"), &Password::new(password))
+        };
+        fixture.refuse("guess", 0);
+        assert!(!fixture.record().is_guess(&digest("guess")), "there is nothing to guess");
+
+        fixture.prove("good", 1);
+
+        assert!(fixture.record().is_guess(&digest("guess")));
+        assert!(!fixture.record().is_guess(&digest("good")));
     }
 
     #[test]

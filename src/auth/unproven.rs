@@ -189,7 +189,9 @@ mod tests {
         assert!(fixture.bars(net(1), 2));
         assert!(!fixture.bars(net(2), 2));
         assert!(fixture.bars(net(1), 599));
-        assert!(!fixture.bars(net(1), 602));
+        assert!(!fixture.bars(net(1), 600));
+        // Nobody is barred any more: nobody is looked for.
+        assert!(!fixture.bars(net(1), 610));
         assert!(!fixture.unproven.any_barred.load(Ordering::Relaxed));
     }
 
