@@ -12,7 +12,9 @@ use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, Wron
 use super::password::{CheckError, Checked};
 use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Source, name_key};
 use crate::clock;
-use crate::directory::{Answer, Finding, Known, Leave, Lock, Profile, Question, Said, Share, Why};
+use crate::directory::{
+    Answer, Finding, Known, Leave, Lock, Lockout, Profile, Question, Said, Share, Why,
+};
 use crate::identity::Login;
 use crate::person::Person;
 use crate::provision::{self, Change, Outcome, Provisioned, Refusal};
@@ -420,12 +422,7 @@ impl Authenticator {
             deadline: asking.deadline,
             leave: Some(self.leave(asking, profile)),
         };
-        let answer = profile.ask(question).await;
-        if let Answer::Wrong { .. } | Answer::Withheld { .. } = &answer {
-            // Now it matters how many the directory allows. Without time for that it is read at the next.
-            let read = profile.read_lockout();
-            drop(tokio::time::timeout_at(asking.deadline.into(), read).await);
-        }
+        let answer = ask_within_budget(profile, question).await;
         if let (Some(record), Some(person)) = (record, answer.person())
             && *record.account != *account_key(&person.profile, &person.id)
         {
@@ -731,6 +728,24 @@ impl Authenticator {
                 core.memory.stamp_seen(&record, found.stamp);
             }
         });
+    }
+}
+
+/// Asks, and finds out how many wrong passwords the directory allows as soon as that matters.
+async fn ask_within_budget(profile: &Arc<Profile>, question: Question<'_>) -> Answer {
+    let deadline = question.deadline;
+    let unread = profile.lockout() == Lockout::Unread;
+    let answer = profile.ask(question.clone()).await;
+    if !matches!(answer, Answer::Wrong { .. } | Answer::Withheld { .. }) {
+        return answer;
+    }
+    // Without time for that it is read at the next.
+    drop(tokio::time::timeout_at(deadline.into(), profile.read_lockout()).await);
+    let is_known_now = unread && profile.lockout() != Lockout::Unread;
+    match answer {
+        // It was held back for no more than that.
+        Answer::Withheld { .. } if is_known_now => profile.ask(question).await,
+        answer => answer,
     }
 }
 

@@ -415,9 +415,7 @@ impl Memory {
         state.refusals.retain(|refusal| refusal.digest != digest);
         state.former.retain(|former| *former != digest);
         state.proofs.retain(|proof| proof.digest != digest);
-        if state.refresh == Refresh::Never {
-            state.refresh = Refresh::WhenDue;
-        }
+        state.refresh = Refresh::WhenDue;
         let profile = learned.versions.profile;
         let stamp = learned.person.stamp;
         let proof = Proof { digest, at: learned.now, profile, stamp, demoted: false };
@@ -729,7 +727,7 @@ impl Record {
         self.lock().is_refused(digest, newest, terms, now)
     }
 
-    /// The background question is over, whatever came of it.
+    /// The background question is over. If it came to no new proof, there is a pause before the next.
     pub fn refreshed(&self, now: Instant) {
         let mut state = self.lock();
         if state.refresh == Refresh::Asking {
@@ -1161,7 +1159,7 @@ mod tests {
         assert_eq!(fixture.recall("new", 4), "proven");
         assert_eq!(fixture.recall("old", 4), "ask");
         fixture.refuse("old", 5);
-        assert_eq!(fixture.recall("old", 6), "refused, read stamp");
+        assert_eq!(fixture.recall("old", 6), "refused, old, read stamp");
         assert_eq!(fixture.recall("new", 6), "proven");
     }
 
