@@ -40,6 +40,8 @@ struct Inner {
     memory_entries: Family<PartLabel, Gauge>,
     memory_bytes: Family<PartLabel, Gauge>,
     provisioned: Family<OutcomeLabel, Counter>,
+    refreshes: Family<OutcomeLabel, Counter>,
+    old_passwords: Counter,
     reload_successful: Gauge,
     journal_dropped: Counter,
 }
@@ -225,6 +227,16 @@ impl Metrics {
         self.0.provisioned.get_or_create(&OutcomeLabel { outcome: what }).inc();
     }
 
+    /// A question in the background ended: accepted | refused | later | skipped.
+    pub fn refresh(&self, outcome: &'static str) {
+        self.0.refreshes.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// A client sent a password that was right before it was changed.
+    pub fn old_password(&self) {
+        self.0.old_passwords.inc();
+    }
+
     /// What memory holds now. `part`: people | nobodies.
     pub fn memory(&self, part: &'static str, entries: u64, bytes: u64) {
         let labels = PartLabel { part };
@@ -274,6 +286,8 @@ impl Inner {
             memory_entries: Family::default(),
             memory_bytes: Family::default(),
             provisioned: Family::default(),
+            refreshes: Family::default(),
+            old_passwords: Counter::default(),
             reload_successful: Gauge::default(),
             journal_dropped: Counter::default(),
         };
@@ -299,6 +313,8 @@ impl Inner {
         declare(registry, &PROVISIONED, self.provisioned.clone());
         declare(registry, &MEMORY_BYTES, self.memory_bytes.clone());
         declare(registry, &MEMORY_ENTRIES, self.memory_entries.clone());
+        declare(registry, &REFRESHES, self.refreshes.clone());
+        declare(registry, &OLD_PASSWORDS, self.old_passwords.clone());
         declare(registry, &PROTOCOL_ERRORS, self.protocol_errors.clone());
         self
     }
@@ -437,6 +453,21 @@ const MEMORY_ENTRIES: Declared = Declared {
     help: "Accounts (people) and names that are nobody's (nobodies) in the memory of logins",
 };
 
+const REFRESHES: Declared = Declared {
+    name: "gatepost_memory_refreshes_total",
+    kind: "counter",
+    labels: &[("outcome", "accepted, refused, later, skipped")],
+    help: "Questions in the background about passwords near the end of `memory.fresh`; skipped: others needed the \
+           connections, a later login tries again",
+};
+
+const OLD_PASSWORDS: Declared = Declared {
+    name: "gatepost_old_passwords_total",
+    kind: "counter",
+    labels: &[],
+    help: "Refused logins whose password was right before it was changed: a client that still sends the old one",
+};
+
 const PROTOCOL_ERRORS: Declared = Declared {
     name: "gatepost_protocol_errors_total",
     kind: "counter",
@@ -533,6 +564,8 @@ mod tests {
         &PROVISIONED,
         &MEMORY_BYTES,
         &MEMORY_ENTRIES,
+        &REFRESHES,
+        &OLD_PASSWORDS,
         &PROTOCOL_ERRORS,
     ];
 
@@ -546,6 +579,8 @@ mod tests {
         metrics.ldap_operation("corp", "bind", "refused", took);
         metrics.ldap_up("corp", Up::Yes);
         metrics.provisioned("created");
+        metrics.refresh("accepted");
+        metrics.old_password();
         metrics.memory("people", 3, 4096);
         metrics.protocol_error("dovecot");
         metrics.journal_dropped(7);

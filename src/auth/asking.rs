@@ -1,17 +1,21 @@
 //! What memory cannot answer: find out who is meant, ask the directory, make or update the mailbox, remember.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::flights::{self, Settled};
-use super::gate::{self, Full, Standing};
-use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, account_key};
+use super::gate::{self, Full, Net, Standing};
+use super::leave::{self, BindLeave};
+use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, Wrong, account_key};
 use super::password::{CheckError, Checked};
 use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Source, name_key};
 use crate::clock;
-use crate::directory::{self, Answer, Finding, Lock, Profile, Question, Said, Share, Why};
+use crate::directory::{
+    self, Answer, Finding, Leave, Lock, Lockout, Profile, Question, Said, Share, Why,
+};
 use crate::identity::Login;
 use crate::person::Person;
 use crate::provision::{self, Change, Known, Outcome, Provisioned, Refusal};
@@ -19,7 +23,7 @@ use crate::secret::Password;
 use crate::store::{Link, Mailbox, Provider};
 
 /// The mailbox of a name, as it was before the directory is asked.
-struct Stored {
+pub(super) struct Stored {
     mailbox: Mailbox,
     /// That of memory before the mailbox was read.
     edition: u64,
@@ -27,7 +31,7 @@ struct Stored {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum ReadFrom {
+pub(super) enum ReadFrom {
     /// The store is gone: as memory knows it.
     Memory,
     Store,
@@ -42,14 +46,24 @@ impl Deref for Stored {
 }
 
 /// One question, owned by the task that asks it: a client that hangs up does not end it.
-struct Asking {
-    setup: Arc<Setup>,
-    name: String,
-    login: Login,
-    password: Password,
-    client: Option<IpAddr>,
-    protocol: Option<&'static str>,
-    deadline: Instant,
+pub(super) struct Asking {
+    pub(super) setup: Arc<Setup>,
+    pub(super) name: String,
+    pub(super) login: Login,
+    pub(super) password: Password,
+    pub(super) client: Option<IpAddr>,
+    pub(super) protocol: Option<&'static str>,
+    pub(super) deadline: Instant,
+    pub(super) urgency: Urgency,
+}
+
+/// Whether somebody waits for the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// Nobody: memory has answered already (login.md M-2).
+    Background,
+    /// Whoever logs in.
+    Login,
 }
 
 impl Authenticator {
@@ -62,6 +76,10 @@ impl Authenticator {
         service: Service,
     ) -> Settled {
         let name = name_key(login).into_owned();
+        let net = gate::net(attempt.client);
+        if self.unproven.bars(&net, &name, clock::now()) {
+            return later(Reason::Unproven, None);
+        }
         // By account where memory knows it: other names of the same person are the same question.
         let record = self.memory.record(&name);
         let subject = record.as_ref().map_or(name.as_str(), |record| &record.account);
@@ -70,15 +88,7 @@ impl Authenticator {
         let Some(lead) = lead else {
             return flights::wait(outcome).await.without_changes();
         };
-        let asking = Asking {
-            setup: Arc::clone(setup),
-            name,
-            login: login.clone(),
-            password: attempt.password.clone(),
-            client: attempt.client,
-            protocol: service.protocol(),
-            deadline: attempt.arrived + setup.deadline,
-        };
+        let asking = Asking::new(setup, attempt, login, service);
         let core = Arc::clone(self);
         self.tracker.spawn(async move {
             let settled = core.take_turn(&asking).await;
@@ -103,17 +113,41 @@ impl Authenticator {
         };
         let record = record.or_else(|| self.memory.account(&key));
         let net = gate::net(asking.client);
-        let standing = match &record {
-            Some(record) if record.knows(&net) => Standing::Known,
-            _ => Standing::Stranger,
+        let Some(known) = &record else {
+            return self.wait_and_ask(asking, &key, (net, Standing::Stranger), stored).await;
         };
-        let turn = self.gates.turn(&key, net, standing);
+        let digest = self.memory.digest(&known.account, &asking.password);
+        if known.is_guess(&digest) {
+            self.unproven.note(&net, &asking.name, digest, clock::now());
+        }
+        let settled = if self.is_spent(&asking.setup, known, &digest, &net) {
+            // Nothing will be asked: nobody needs to wait for a turn.
+            self.look_again(asking, record.clone(), stored.as_ref()).await
+        } else {
+            let standing = leave::standing(Some(known), &digest, &net);
+            self.wait_and_ask(asking, &key, (net, standing), stored).await
+        };
+        if !matches!(settled, Settled::Later(_)) {
+            self.unproven.take_back(&net, &asking.name, &digest);
+        }
+        settled
+    }
+
+    /// Waits for the account's turn.
+    async fn wait_and_ask(
+        self: &Arc<Self>,
+        asking: &Asking,
+        key: &str,
+        (net, standing): (Net, Standing),
+        stored: Option<Stored>,
+    ) -> Settled {
+        let turn = self.gates.turn(key, net, standing);
         let _turn = match tokio::time::timeout_at(asking.deadline.into(), turn).await {
             Ok(Ok(turn)) => turn,
             Ok(Err(Full)) => return later(Reason::Busy, None),
             Err(_) => return later(Reason::Deadline, None),
         };
-        let record = self.memory.record(&asking.name).or_else(|| self.memory.account(&key));
+        let record = self.memory.record(&asking.name).or_else(|| self.memory.account(key));
         self.look_again(asking, record, stored.as_ref()).await
     }
 
@@ -134,15 +168,19 @@ impl Authenticator {
             None => self.memory.recall(&asking.name, &asking.password, setup.terms, newest, now),
         };
         match recall {
-            Recall::Proven { mailbox, .. } => {
+            Recall::Proven { record, mailbox, refresh } => {
+                if refresh {
+                    // A later login will do: this one has waited long enough.
+                    record.refreshed(now);
+                }
                 Settled::Proven { mailbox, source: Source::Memory, changes: None }
             }
             Recall::Replan(record) => self.replan(asking, &record, Source::Memory).await,
-            Recall::Refused { record, read_stamp } => {
+            Recall::Refused { record, read_stamp, kind } => {
                 if read_stamp {
                     self.read_stamp(setup, record);
                 }
-                asking.refused(Reason::WrongPassword, Source::Memory)
+                asking.wrong(kind, Source::Memory)
             }
             Recall::Barred(reason) => asking.refused(reason, Source::Memory),
             Recall::Ask(record) => self.ask(asking, Some(&record), stored).await,
@@ -151,7 +189,7 @@ impl Authenticator {
     }
 
     /// The mailbox of the name, from the store; while that is gone, as memory knows it (V-5).
-    async fn stored(
+    pub(super) async fn stored(
         &self,
         asking: &Asking,
         record: Option<&Record>,
@@ -197,7 +235,7 @@ impl Authenticator {
     }
 
     /// Finds out which directory answers for the name, and asks it.
-    async fn ask(
+    pub(super) async fn ask(
         self: &Arc<Self>,
         asking: &Asking,
         record: Option<&Arc<Record>>,
@@ -262,7 +300,9 @@ impl Authenticator {
         let is_current = || self.memory.edition() == edition;
         if is_current() {
             match checked {
-                Checked::Wrong => self.memory.refuse(&learned, &asking.password),
+                Checked::Wrong => {
+                    self.memory.refuse(&learned, &asking.password);
+                }
                 Checked::Right => {
                     let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written: true };
                     let net = gate::net(asking.client);
@@ -406,10 +446,11 @@ impl Authenticator {
             password: &asking.password,
             known: known.as_ref(),
             linked,
-            share: if is_known { Share::Known } else { Share::Newcomer },
+            share: asking.share(is_known),
             deadline: asking.deadline,
+            leave: Some(self.leave(asking, profile)),
         };
-        let answer = profile.ask(question).await;
+        let answer = ask_within_budget(profile, question).await;
         if let (Some(record), Some(person)) = (record, answer.person())
             && *record.account != *account_key(&person.profile, &person.id)
         {
@@ -419,7 +460,15 @@ impl Authenticator {
         let digest = record.map(|record| self.memory.digest(&record.account, &asking.password));
         let proven = record.zip(digest.as_ref());
         Some(match answer {
+            Answer::Accepted { person, grace_logins: true } => {
+                let account = account_key(&person.profile, &person.id);
+                let settled = self.accept(asking, profile, person, stored).await;
+                // Each bind burns one (B-2).
+                self.memory.account(&account).inspect(|record| record.never_refresh());
+                settled
+            }
             Answer::Accepted { person, .. } => self.accept(asking, profile, person, stored).await,
+            Answer::Withheld { id } => self.withheld(asking, profile, &id),
             Answer::Absent => {
                 if let Some(record) = record {
                     self.memory.end_proofs(record);
@@ -467,6 +516,37 @@ impl Authenticator {
         })
     }
 
+    fn leave(self: &Arc<Self>, asking: &Asking, profile: &Arc<Profile>) -> Arc<dyn Leave> {
+        Arc::new(BindLeave {
+            core: Arc::clone(self),
+            setup: Arc::clone(&asking.setup),
+            profile: Arc::clone(profile),
+            password: asking.password.clone(),
+            net: gate::net(asking.client),
+            reserved: Mutex::default(),
+        })
+    }
+
+    /// No bind was sent: memory refuses this password at the account that the name leads to, or the budget is spent.
+    fn withheld(&self, asking: &Asking, profile: &Profile, id: &str) -> Settled {
+        let setup = &asking.setup;
+        let newest = |person: &Person| setup.newest(person);
+        let record = self.memory.account(&account_key(profile.name(), id));
+        let recall = record.map(|record| {
+            self.memory.recall_account(record, &asking.password, setup.terms, newest, clock::now())
+        });
+        match recall {
+            Some(Recall::Refused { kind, .. }) => asking.wrong(kind, Source::Memory),
+            Some(Recall::Proven { record, mailbox, refresh }) => {
+                if refresh {
+                    record.refreshed(clock::now());
+                }
+                Settled::Proven { mailbox, source: Source::Memory, changes: None }
+            }
+            _ => later(Reason::BudgetSpent, None),
+        }
+    }
+
     /// The directory knows the person and says no.
     fn refuse_known(
         &self,
@@ -504,8 +584,9 @@ impl Authenticator {
                 {
                     return asking.refused(Reason::Locked, Source::Directory);
                 }
-                learn(&person, &|learned| self.memory.refuse(learned, &asking.password));
-                asking.refused(Reason::WrongPassword, Source::Directory)
+                let kind = Cell::new(Wrong::Guess);
+                learn(&person, &|learned| kind.set(self.memory.refuse(learned, &asking.password)));
+                asking.wrong(kind.get(), Source::Directory)
             }
             Answer::Locked { person, lock } => {
                 let reason = match lock {
@@ -682,6 +763,24 @@ impl Authenticator {
     }
 }
 
+/// Asks, and finds out how many wrong passwords the directory allows as soon as that matters.
+async fn ask_within_budget(profile: &Arc<Profile>, question: Question<'_>) -> Answer {
+    let deadline = question.deadline;
+    let unread = profile.lockout() == Lockout::Unread;
+    let answer = profile.ask(question.clone()).await;
+    if !matches!(answer, Answer::Wrong { .. } | Answer::Withheld { .. }) {
+        return answer;
+    }
+    // Without time for that it is read at the next.
+    drop(tokio::time::timeout_at(deadline.into(), profile.read_lockout()).await);
+    let is_known_now = unread && profile.lockout() != Lockout::Unread;
+    match answer {
+        // It was held back for no more than that.
+        Answer::Withheld { .. } if is_known_now => profile.ask(question).await,
+        answer => answer,
+    }
+}
+
 /// A mailbox that this login made, updated or found.
 struct Ready {
     mailbox: Arc<Mailbox>,
@@ -697,6 +796,39 @@ impl Ready {
 }
 
 impl Asking {
+    /// The question of a login that waits for its answer.
+    pub(super) fn new(
+        setup: &Arc<Setup>,
+        attempt: &Attempt,
+        login: &Login,
+        service: Service,
+    ) -> Self {
+        Self {
+            setup: Arc::clone(setup),
+            name: name_key(login).into_owned(),
+            login: login.clone(),
+            password: attempt.password.clone(),
+            client: attempt.client,
+            protocol: service.protocol(),
+            deadline: attempt.arrived + setup.deadline,
+            urgency: Urgency::Login,
+        }
+    }
+
+    /// Whose share of the connections it uses.
+    fn share(&self, is_known: bool) -> Share {
+        match self.urgency {
+            Urgency::Background => Share::Background,
+            Urgency::Login if is_known => Share::Known,
+            Urgency::Login => Share::Newcomer,
+        }
+    }
+
+    fn wrong(&self, kind: Wrong, source: Source) -> Settled {
+        let refused = Refused::wrong_password(kind, source);
+        Settled::Refused { refused, asked_for: self.protocol }
+    }
+
     fn refused(&self, reason: Reason, source: Source) -> Settled {
         Settled::Refused { refused: Refused::new(reason, source), asked_for: self.protocol }
     }

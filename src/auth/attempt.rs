@@ -149,6 +149,9 @@ pub struct Later {
     pub detail: Option<Arc<str>>,
 }
 
+/// The detail of a refused password that was right before it was changed.
+pub const OLD_PASSWORD: &str = "old-password";
+
 impl Later {
     /// "Later" for a reason that says it all.
     #[must_use]
@@ -225,6 +228,8 @@ reasons! {
     BadName = "bad-name",
     /// The password is empty, too long or holds a NUL byte.
     BadPasswordForm = "bad-password-form",
+    /// So many wrong passwords were tried for this account that the directory is not asked about new ones for a while.
+    BudgetSpent = "budget-spent",
     /// Too many attempts wait for the directory.
     Busy = "busy",
     /// Mailboxes are not made at login here (`lazy`).
@@ -281,6 +286,8 @@ reasons! {
     Unknown = "unknown",
     /// The mail server named no service, or one that is not known.
     UnknownService = "unknown-service",
+    /// Too many passwords came from this net that nobody could check.
+    Unproven = "unproven",
     /// Wrong password.
     WrongPassword = "wrong-password",
 }

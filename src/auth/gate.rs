@@ -85,6 +85,17 @@ impl Gates {
         waiting.await.map_err(|_| Full)
     }
 
+    /// The turn, if nobody asks about the account now.
+    #[must_use]
+    pub fn try_turn(&self, account: &str) -> Option<Turn> {
+        let mut gates = self.lock();
+        if gates.contains_key(account) {
+            return None;
+        }
+        gates.insert(account.into(), Vec::new());
+        Some(Turn { gates: self.clone(), account: account.into() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Waiting>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::Reason;
 use super::gate::Net;
+use super::old_passwords::OldPasswordClient;
 use crate::cache::Bounded;
 use crate::person::{Person, Stamp};
 use crate::secret::Password;
@@ -28,6 +29,10 @@ const MAX_NAMES: usize = 8;
 const MAX_NETS: usize = 4;
 /// A refusal of an account without a readable change stamp is trusted no longer than this (login.md M-4).
 const REFUSED_WITHOUT_STAMP: Duration = Duration::from_secs(60);
+/// Passwords per account that were right once: the last few.
+const MAX_FORMER: usize = 4;
+/// A background question that came to nothing is not tried again before (login.md M-2).
+const REFRESH_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// A refusal that is hit reads the entry's stamp at most this often (login.md M-4).
 const STAMP_READ_EVERY: Duration = Duration::from_secs(10);
 /// What a record takes beside its person, in bytes: the struct, its lists, the maps' own share.
@@ -41,6 +46,8 @@ const NOBODY_BYTES: usize = 150;
 pub struct Terms {
     /// A proof answers alone.
     pub fresh: Duration,
+    /// From this age on a proof that is used is also asked about in the background; `None`: never.
+    pub refresh_after: Option<Duration>,
     /// A proof still counts this much longer while no directory answers.
     pub grace: Duration,
     /// A refusal answers alone.
@@ -76,6 +83,9 @@ pub enum Recall {
         record: Arc<Record>,
         /// What they get.
         mailbox: Arc<Mailbox>,
+        /// The directory is due to be asked in the background (login.md M-2). Said once; whoever hears it says
+        /// [`Record::refreshed`] in the end.
+        refresh: bool,
     },
     /// The password is proven, but templates changed since: plan again, ask nobody.
     Replan(Arc<Record>),
@@ -85,6 +95,8 @@ pub enum Recall {
         record: Arc<Record>,
         /// The entry's change stamp is due to be read.
         read_stamp: bool,
+        /// Whether it was right once.
+        kind: Wrong,
     },
     /// Not asked about for a while.
     Barred(Reason),
@@ -92,6 +104,15 @@ pub enum Recall {
     Ask(Arc<Record>),
     /// Nothing is known of the name.
     Nothing,
+}
+
+/// What is known of a wrong password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// Nothing more.
+    Guess,
+    /// It was right before another was accepted: a client that was not told of a change.
+    Old,
 }
 
 /// The newest versions that a remembered answer must match.
@@ -126,8 +147,11 @@ struct State {
     rules: u64,
     proofs: Vec<Proof>,
     refusals: Vec<Refusal>,
+    /// Passwords that were proven here and refused since; the oldest first.
+    former: Vec<Digest>,
     barred: Option<Bar>,
     stamp_read: Option<Instant>,
+    refresh: Refresh,
     names: Vec<Name>,
     nets: Vec<Net>,
     /// Nothing is remembered here any more: a login under way must not bring it back.
@@ -151,6 +175,21 @@ struct Refusal {
     digest: Digest,
     at: Instant,
     profile: u64,
+    /// It answered an attempt: some client sends that password.
+    was_hit: bool,
+}
+
+/// Whether the directory is asked in the background (login.md M-2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refresh {
+    /// At the next use of a proof that is old enough.
+    WhenDue,
+    /// Not before.
+    NotBefore(Instant),
+    /// It is being asked: never two at a time.
+    Asking,
+    /// Each bind would burn a grace login (login.md B-2).
+    Never,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -226,6 +265,8 @@ pub struct Remembered {
     pub refusals_age_seconds: Vec<u64>,
     /// Not asked about for this long, and why.
     pub barred: Option<(u64, &'static str)>,
+    /// Clients that still send a password that was changed, the last one first.
+    pub old_password_clients: Vec<OldPasswordClient>,
 }
 
 /// One proof, without its digest.
@@ -324,11 +365,11 @@ impl Memory {
             return Recall::Ask(record);
         };
         if state.is_fresh(&digest, newest, terms, now) {
-            return match &state.mailbox {
+            return match state.mailbox.clone() {
                 Some(mailbox) if state.rules == newest.rules => {
-                    let mailbox = Arc::clone(mailbox);
+                    let refresh = state.refresh_due(&digest, terms, now);
                     drop(state);
-                    Recall::Proven { record, mailbox }
+                    Recall::Proven { record, mailbox, refresh }
                 }
                 _ => {
                     drop(state);
@@ -338,8 +379,10 @@ impl Memory {
         }
         if state.is_refused(&digest, newest, terms, now) {
             let read_stamp = state.stamp_due(now);
+            let kind = state.kind_of_wrong(&digest);
+            state.hit_refusal(&digest);
             drop(state);
-            return Recall::Refused { record, read_stamp };
+            return Recall::Refused { record, read_stamp, kind };
         }
         match state.barred {
             Some(bar) if now < bar.until && bar.profile == newest.profile => {
@@ -366,7 +409,9 @@ impl Memory {
             state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
         }
         state.refusals.retain(|refusal| refusal.digest != digest);
+        state.former.retain(|former| *former != digest);
         state.proofs.retain(|proof| proof.digest != digest);
+        state.refresh = Refresh::WhenDue;
         let profile = learned.versions.profile;
         let stamp = learned.person.stamp;
         let proof = Proof { digest, at: learned.now, profile, stamp, demoted: false };
@@ -381,21 +426,24 @@ impl Memory {
         self.nobodies.remove(learned.name);
     }
 
-    /// The directory refused the password.
-    pub fn refuse(&self, learned: &Learned<'_>, password: &Password) {
+    /// The directory refused the password. Says what is known of it.
+    pub fn refuse(&self, learned: &Learned<'_>, password: &Password) -> Wrong {
         let record = self.learn(learned);
         let digest = self.digest(&record.account, password);
         let mut state = record.lock();
         if state.forgotten {
-            return;
+            return Wrong::Guess;
         }
         // The very password that was proven is wrong now: that proof ends. Others stay (login.md M-5).
-        state.proofs.retain(|proof| proof.digest != digest);
-        state.refusals.retain(|refusal| refusal.digest != digest);
-        let refusal = Refusal { digest, at: learned.now, profile: learned.versions.profile };
-        push_bounded(&mut state.refusals, refusal, MAX_REFUSALS);
+        if state.proof(&digest).is_some() {
+            state.proofs.retain(|proof| proof.digest != digest);
+            push_bounded(&mut state.former, digest, MAX_FORMER);
+        }
+        state.add_refusal(digest, learned);
+        let kind = state.kind_of_wrong(&digest);
         drop(state);
         self.point(learned.name, &record);
+        kind
     }
 
     /// The account may not be used now: no question before `until`; proofs stay.
@@ -487,6 +535,7 @@ impl Memory {
             state.forgotten = true;
             state.proofs.clear();
             state.refusals.clear();
+            state.former.clear();
             state.mailbox = None;
             state.barred = None;
             std::mem::take(&mut state.names)
@@ -605,8 +654,10 @@ impl Record {
                 rules: 0,
                 proofs: Vec::new(),
                 refusals: Vec::new(),
+                former: Vec::new(),
                 barred: None,
                 stamp_read: None,
+                refresh: Refresh::WhenDue,
                 names: Vec::new(),
                 nets: Vec::new(),
                 forgotten: false,
@@ -653,6 +704,40 @@ impl Record {
         Some(if planned { Grace::Planned(mailbox) } else { Grace::Replan })
     }
 
+    /// The password was proven, however long ago, and nothing speaks against it.
+    #[must_use]
+    pub fn is_proven(&self, digest: &Digest) -> bool {
+        self.lock().proof(digest).is_some_and(|proof| !proof.demoted)
+    }
+
+    /// Whether memory could tell a guesser that this password is right, had it been another: it holds proofs, and none
+    /// of it (login.md L-3).
+    #[must_use]
+    pub fn is_guess(&self, digest: &Digest) -> bool {
+        let state = self.lock();
+        !state.proofs.is_empty() && state.proof(digest).is_none()
+    }
+
+    /// Whether memory answers this password with a refusal.
+    #[must_use]
+    pub fn refuses(&self, digest: &Digest, newest: Versions, terms: Terms, now: Instant) -> bool {
+        self.lock().is_refused(digest, newest, terms, now)
+    }
+
+    /// The background question is over. If it came to no new proof, there is a pause before the next.
+    pub fn refreshed(&self, now: Instant) {
+        let mut state = self.lock();
+        if state.refresh == Refresh::Asking {
+            state.refresh = Refresh::NotBefore(now + REFRESH_AGAIN_AFTER);
+        }
+    }
+
+    /// The directory counts grace logins down: no question in the background, until it accepts a password without
+    /// (login.md B-2).
+    pub fn never_refresh(&self) {
+        self.lock().refresh = Refresh::Never;
+    }
+
     /// A login from this net succeeded.
     pub fn note_net(&self, net: Net) {
         self.lock().note_net(net);
@@ -694,6 +779,7 @@ impl Record {
             barred: state.barred.filter(|bar| now < bar.until).map(|bar| {
                 (bar.until.saturating_duration_since(now).as_secs(), bar.reason.as_str())
             }),
+            old_password_clients: Vec::new(),
         }
     }
 
@@ -722,15 +808,64 @@ impl State {
     }
 
     fn is_refused(&self, digest: &Digest, newest: Versions, terms: Terms, now: Instant) -> bool {
+        let is_old = self.kind_of_wrong(digest) == Wrong::Old;
         let trusted = match self.person.stamp {
-            Stamp::At(_) => terms.refused,
-            Stamp::Unreadable => terms.refused.min(REFUSED_WITHOUT_STAMP),
+            // An old password stays wrong while the new one stands.
+            Stamp::At(_) if is_old => None,
+            Stamp::Unreadable if !is_old => Some(terms.refused.min(REFUSED_WITHOUT_STAMP)),
+            _ => Some(terms.refused),
         };
         self.refusals.iter().any(|refusal| {
             refusal.digest == *digest
                 && refusal.profile == newest.profile
-                && now < refusal.at + trusted
+                && trusted.is_none_or(|trusted| now < refusal.at + trusted)
         })
+    }
+
+    /// A password that was right is old once another has been accepted.
+    fn kind_of_wrong(&self, digest: &Digest) -> Wrong {
+        let was_right = self.former.contains(digest);
+        let is_replaced = self.proofs.iter().any(|proof| !proof.demoted);
+        if was_right && is_replaced { Wrong::Old } else { Wrong::Guess }
+    }
+
+    /// Remembers a refusal. Where there is no room, one of a password that was tried once goes, never one that clients
+    /// keep sending: a guesser must not make those be bound again.
+    fn add_refusal(&mut self, digest: Digest, learned: &Learned<'_>) {
+        self.refusals.retain(|refusal| refusal.digest != digest);
+        if self.refusals.len() >= MAX_REFUSALS {
+            let guessed = |refusal: &Refusal| {
+                !refusal.was_hit && self.kind_of_wrong(&refusal.digest) == Wrong::Guess
+            };
+            let least = self.refusals.iter().position(guessed).unwrap_or(0);
+            self.refusals.remove(least);
+        }
+        let (at, profile) = (learned.now, learned.versions.profile);
+        self.refusals.push(Refusal { digest, at, profile, was_hit: false });
+    }
+
+    fn hit_refusal(&mut self, digest: &Digest) {
+        let hit = self.refusals.iter_mut().find(|refusal| refusal.digest == *digest);
+        if let Some(refusal) = hit {
+            refusal.was_hit = true;
+        }
+    }
+
+    /// Whether the use of this proof should ask the directory in the background now; says yes once.
+    fn refresh_due(&mut self, digest: &Digest, terms: Terms, now: Instant) -> bool {
+        let Some(after) = terms.refresh_after else { return false };
+        let may = match self.refresh {
+            Refresh::WhenDue => true,
+            Refresh::NotBefore(at) => now >= at,
+            Refresh::Asking | Refresh::Never => false,
+        };
+        let due = may
+            && !self.person.is_local()
+            && self.proof(digest).is_some_and(|proof| now >= proof.at + after);
+        if due {
+            self.refresh = Refresh::Asking;
+        }
+        due
     }
 
     fn note_net(&mut self, net: Net) {
@@ -792,6 +927,7 @@ mod tests {
     const NEWEST: Versions = Versions { rules: 1, profile: 1 };
     const TERMS: Terms = Terms {
         fresh: Duration::from_secs(900),
+        refresh_after: Some(Duration::from_secs(720)),
         grace: Duration::from_secs(43_200),
         refused: Duration::from_secs(600),
         absent: Duration::from_secs(30),
@@ -847,8 +983,12 @@ mod tests {
             self.memory.prove(&self.learned(seconds), &password, seen, gate::net(None));
         }
 
-        fn refuse(&self, password: &str, seconds: u64) {
-            self.memory.refuse(&self.learned(seconds), &Password::new(password));
+        fn refuse(&self, password: &str, seconds: u64) -> Wrong {
+            self.memory.refuse(&self.learned(seconds), &Password::new(password))
+        }
+
+        fn record(&self) -> Arc<Record> {
+            self.memory.record("fry@x.example").unwrap()
         }
 
         fn recall(&self, password: &str, seconds: u64) -> &'static str {
@@ -859,8 +999,13 @@ mod tests {
             let password = Password::new(password);
             let newest = |_: &Person| Some(newest);
             match self.memory.recall("fry@x.example", &password, TERMS, newest, self.at(seconds)) {
+                Recall::Proven { refresh: true, .. } => "proven, refresh",
                 Recall::Proven { .. } => "proven",
                 Recall::Replan(_) => "replan",
+                Recall::Refused { read_stamp: true, kind: Wrong::Old, .. } => {
+                    "refused, old, read stamp"
+                }
+                Recall::Refused { kind: Wrong::Old, .. } => "refused, old",
                 Recall::Refused { read_stamp: true, .. } => "refused, read stamp",
                 Recall::Refused { read_stamp: false, .. } => "refused",
                 Recall::Barred(reason) => reason.as_str(),
@@ -883,9 +1028,105 @@ mod tests {
 
         fixture.prove("good", 0);
 
-        assert_eq!(fixture.recall("good", 899), "proven");
+        assert_eq!(fixture.recall("good", 719), "proven");
+        assert_eq!(fixture.recall("good", 899), "proven, refresh");
         assert_eq!(fixture.recall("good", 900), "ask");
         assert_eq!(fixture.recall("other", 1), "ask");
+    }
+
+    #[test]
+    fn near_the_end_of_fresh_one_use_asks_ahead_and_no_other_until_that_is_over() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+
+        assert_eq!(fixture.recall("good", 720), "proven, refresh");
+        assert_eq!(fixture.recall("good", 721), "proven");
+        // It came to nothing.
+        fixture.record().refreshed(fixture.at(722));
+        assert_eq!(fixture.recall("good", 731), "proven");
+        assert_eq!(fixture.recall("good", 732), "proven, refresh");
+        // It came to a new proof.
+        fixture.prove("good", 733);
+        fixture.record().refreshed(fixture.at(733));
+        assert_eq!(fixture.recall("good", 1452), "proven");
+        assert_eq!(fixture.recall("good", 1453), "proven, refresh");
+    }
+
+    #[test]
+    fn nobody_asks_ahead_where_each_bind_burns_a_grace_login() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        fixture.record().never_refresh();
+
+        assert_eq!(fixture.recall("good", 800), "proven");
+
+        fixture.prove("good", 900);
+        assert_eq!(fixture.recall("good", 1700), "proven, refresh");
+    }
+
+    #[test]
+    fn a_flood_of_guesses_pushes_out_no_refusal_that_a_client_keeps_hitting() {
+        let fixture = Fixture::new();
+        fixture.refuse("typo in a phone", 0);
+        assert_eq!(fixture.recall("typo in a phone", 1), "refused, read stamp");
+
+        for number in 0..1000 {
+            fixture.refuse(&format!("guess {number}"), 2);
+        }
+
+        assert_eq!(fixture.recall("typo in a phone", 3), "refused");
+        assert_eq!(fixture.recall("guess 0", 3), "ask");
+        assert_eq!(fixture.recall("guess 999", 3), "refused");
+    }
+
+    #[test]
+    fn a_password_that_was_right_is_old_once_another_is_accepted_and_stays_refused() {
+        let mut fixture = Fixture::new();
+        fixture.prove("old", 0);
+        assert_eq!(fixture.refuse("old", 1), Wrong::Guess, "no other was accepted yet");
+        fixture.prove("new", 2);
+
+        assert_eq!(fixture.recall("old", 3), "refused, old, read stamp");
+        for number in 0..1000 {
+            fixture.refuse(&format!("guess {number}"), 4);
+        }
+        assert_eq!(fixture.recall("old", 100_000), "refused, old, read stamp");
+        assert_eq!(fixture.recall("guess 999", 100_000), "ask");
+
+        // The stamp moves: it may be the right one again.
+        fixture.person = person("1", Stamp::At([2; 16]));
+        fixture.prove("new", 100_001);
+        assert_eq!(fixture.recall("old", 100_002), "ask");
+        assert_eq!(fixture.refuse("old", 100_003), Wrong::Old);
+        fixture.prove("old", 100_004);
+        assert_eq!(fixture.recall("old", 100_005), "proven");
+    }
+
+    #[test]
+    fn without_a_readable_stamp_an_old_password_is_asked_about_as_seldom_as_others_with_one() {
+        let mut fixture = Fixture::new();
+        fixture.person = person("1", Stamp::Unreadable);
+        fixture.prove("old", 0);
+        fixture.prove("new", 1);
+        assert_eq!(fixture.refuse("old", 2), Wrong::Old);
+
+        assert_eq!(fixture.recall("old", 601), "refused, old");
+        assert_eq!(fixture.recall("old", 602), "ask");
+    }
+
+    #[test]
+    fn only_passwords_beside_a_proof_are_guesses_against_memory() {
+        let fixture = Fixture::new();
+        let digest = |password: &str| {
+            fixture.memory.digest(&account_key("corp", "1"), &Password::new(password))
+        };
+        fixture.refuse("guess", 0);
+        assert!(!fixture.record().is_guess(&digest("guess")), "there is nothing to guess");
+
+        fixture.prove("good", 1);
+
+        assert!(fixture.record().is_guess(&digest("guess")));
+        assert!(!fixture.record().is_guess(&digest("good")));
     }
 
     #[test]
@@ -914,7 +1155,7 @@ mod tests {
         assert_eq!(fixture.recall("new", 4), "proven");
         assert_eq!(fixture.recall("old", 4), "ask");
         fixture.refuse("old", 5);
-        assert_eq!(fixture.recall("old", 6), "refused, read stamp");
+        assert_eq!(fixture.recall("old", 6), "refused, old, read stamp");
         assert_eq!(fixture.recall("new", 6), "proven");
     }
 

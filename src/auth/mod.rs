@@ -7,19 +7,25 @@
 mod access;
 mod asking;
 mod attempt;
+mod budget;
 mod complaints;
 mod flights;
 mod gate;
 pub mod journal;
+mod leave;
 mod masters;
 mod memory;
+mod old_passwords;
 pub mod password;
+mod refresh;
+mod unproven;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::clock;
@@ -35,17 +41,22 @@ use crate::store::{Mailbox, Store};
 pub use access::{Facts, objection, objection_to};
 pub use asking::refusal_reason;
 pub use attempt::{
-    Accepted, Attempt, Credentials, Later, Reason, Refused, Service, Source, Verdict,
+    Accepted, Attempt, Credentials, Later, OLD_PASSWORD, Reason, Refused, Service, Source, Verdict,
 };
 pub use memory::{ProofShown, Remembered};
+pub use old_passwords::{OldPasswordClient, OldPasswordLogin};
 
+use asking::Asking;
+use budget::Budgets;
 use complaints::Complaints;
 use flights::{Flights, Settled};
 use gate::Gates;
 use journal::Journal;
 use masters::{Masters, Who};
-use memory::{Memory, Recall, Record, Terms, Versions, account_key};
+use memory::{Memory, Recall, Record, Terms, Versions, Wrong, account_key};
+use old_passwords::OldPasswords;
 use password::Checks;
+use unproven::Unproven;
 
 /// Answers attempts. One per daemon, shared by all doors.
 pub struct Authenticator {
@@ -53,6 +64,11 @@ pub struct Authenticator {
     memory: Memory,
     flights: Flights,
     gates: Gates,
+    budgets: Budgets,
+    unproven: Unproven,
+    old_passwords: OldPasswords,
+    /// Places for questions in the background.
+    background: Arc<Semaphore>,
     complaints: Complaints,
     checks: Checks,
     store: Store,
@@ -76,6 +92,8 @@ pub struct Setup {
     terms: Terms,
     /// One-time-password profiles and the like: nothing is remembered.
     remember: BTreeMap<String, bool>,
+    /// `auth.wrong_binds` of each directory: how many, in which time.
+    wrong_binds: BTreeMap<String, (u32, Option<Duration>)>,
     masters: Masters,
     /// Directories beside which a mailbox's own password counts while they are away.
     fall_back: BTreeSet<String>,
@@ -93,6 +111,7 @@ impl Setup {
             generation,
             terms: Terms {
                 fresh: config.memory.fresh.0,
+                refresh_after: config.memory.refresh_after(),
                 grace: config.memory.grace.0,
                 refused: config.memory.refused.0,
                 absent: config.memory.absent.0,
@@ -101,6 +120,14 @@ impl Setup {
                 .directory
                 .iter()
                 .map(|(name, directory)| (name.clone(), directory.auth.remember))
+                .collect(),
+            wrong_binds: config
+                .directory
+                .iter()
+                .map(|(name, directory)| {
+                    let rate = directory.auth.wrong_binds;
+                    (name.clone(), (rate.count, Some(rate.window.0)))
+                })
                 .collect(),
             masters: Masters::new(config),
             fall_back: config
@@ -166,6 +193,10 @@ impl Authenticator {
             memory: Memory::new(parts.memory_capacity, parts.memory_key),
             flights: Flights::default(),
             gates: Gates::default(),
+            budgets: Budgets::default(),
+            unproven: Unproven::default(),
+            old_passwords: OldPasswords::default(),
+            background: Arc::new(Semaphore::new(refresh::MAX_BACKGROUND)),
             complaints: Complaints::default(),
             checks: Checks::default(),
             store: parts.store,
@@ -196,27 +227,42 @@ impl Authenticator {
 
     fn recall_name(
         self: &Arc<Self>,
-        setup: &Setup,
+        setup: &Arc<Setup>,
         attempt: &Attempt,
         name: &str,
         service: Service,
         now: Instant,
     ) -> Option<Verdict> {
+        let net = gate::net(attempt.client);
+        if self.unproven.bars(&net, name, now) {
+            return Some(Verdict::Unavailable(Later::new(Reason::Unproven)));
+        }
         let newest = |person: &Person| setup.newest(person);
-        Some(match self.memory.recall(name, &attempt.password, setup.terms, newest, now) {
-            Recall::Proven { record, mailbox } => {
-                record.note_net(gate::net(attempt.client));
-                admit(mailbox, service, Source::Memory, None)
+        match self.memory.recall(name, &attempt.password, setup.terms, newest, now) {
+            Recall::Proven { record, mailbox, refresh } => {
+                record.note_net(net);
+                if refresh && let Ok(Who::Own(login)) = masters::who(setup, attempt) {
+                    self.refresh(Asking::new(setup, attempt, &login, service), record);
+                }
+                Some(admit(mailbox, service, Source::Memory, None))
             }
-            Recall::Refused { record, read_stamp } => {
+            Recall::Refused { record, read_stamp, kind } => {
                 if read_stamp {
                     self.read_stamp(setup, record);
                 }
-                Verdict::Reject(Refused::new(Reason::WrongPassword, Source::Memory))
+                Some(Verdict::Reject(Refused::wrong_password(kind, Source::Memory)))
             }
-            Recall::Barred(reason) => Verdict::Reject(Refused::new(reason, Source::Memory)),
-            Recall::Replan(_) | Recall::Ask(_) | Recall::Nothing => return None,
-        })
+            Recall::Barred(reason) => Some(Verdict::Reject(Refused::new(reason, Source::Memory))),
+            Recall::Ask(record) => {
+                // Here, not when the question is asked: a burst must not run ahead of what it is charged.
+                let digest = self.memory.digest(&record.account, &attempt.password);
+                if record.is_guess(&digest) {
+                    self.unproven.note(&net, name, digest, now);
+                }
+                None
+            }
+            Recall::Replan(_) | Recall::Nothing => None,
+        }
     }
 
     /// Answers, asking the directory if memory cannot. Within the deadline of `[login]`, always; writes the journal.
@@ -333,13 +379,24 @@ impl Authenticator {
     /// Forgets what is remembered of a name, and of the account it leads to under any other name; how many entries
     /// that were.
     pub async fn forget(&self, name: &str) -> usize {
-        let by_name: usize = self.name_keys(name).iter().map(|key| self.memory.forget(key)).sum();
+        let keys = self.name_keys(name);
         let by_account = self.account(name).await;
+        for record in
+            keys.iter().filter_map(|key| self.memory.record(key)).chain(by_account.clone())
+        {
+            self.budgets.forget(&record.account);
+            if let Some(mailbox) = record.mailbox() {
+                self.old_passwords.forget(mailbox.address.as_str());
+            }
+        }
+        let by_name: usize = keys.iter().map(|key| self.memory.forget(key)).sum();
         by_name + by_account.map_or(0, |record| self.memory.forget_account(&record))
     }
 
     /// Forgets everything.
     pub fn forget_all(&self) -> usize {
+        self.budgets.forget_all();
+        self.old_passwords.forget_all();
         self.memory.forget_all()
     }
 
@@ -350,7 +407,29 @@ impl Authenticator {
             Some(record) => Some(record),
             None => self.account(name).await,
         };
-        record.map(|record| record.shown(clock::now()))
+        let now = clock::now();
+        let mut shown = record?.shown(now);
+        if let Some(mailbox) = &shown.mailbox {
+            shown.old_password_clients = self.old_passwords.of(mailbox, now);
+        }
+        Some(shown)
+    }
+
+    /// Whose clients still send a password that was changed.
+    #[must_use]
+    pub fn old_passwords(&self) -> Vec<OldPasswordLogin> {
+        self.old_passwords.all(clock::now())
+    }
+
+    /// A client sent a password that was right before it was changed.
+    fn note_old_password(&self, attempt: &Attempt, now: Instant) {
+        self.metrics.old_password();
+        let name = String::from_utf8_lossy(&attempt.login);
+        let record = self.name_keys(&name).iter().find_map(|key| self.memory.record(key));
+        if let Some(mailbox) = record.and_then(|record| record.mailbox()) {
+            let (login, service) = (mailbox.address.as_str(), &attempt.service_name);
+            self.old_passwords.note(login, attempt.client, service, now);
+        }
     }
 
     /// The account whose mailbox has this address, if it is remembered under whatever name.
@@ -454,6 +533,9 @@ impl Authenticator {
             }
             Verdict::Reject(refused) => {
                 let detail = refused.detail.as_deref();
+                if detail == Some(OLD_PASSWORD) {
+                    self.note_old_password(attempt, now);
+                }
                 ("refuse", refused.reason.as_str(), refused.source.as_str(), None, detail)
             }
             Verdict::Unavailable(later) => {
@@ -491,6 +573,13 @@ impl Authenticator {
 }
 
 impl Refused {
+    /// A wrong password.
+    #[must_use]
+    fn wrong_password(kind: Wrong, source: Source) -> Self {
+        let detail = (kind == Wrong::Old).then(|| OLD_PASSWORD.into());
+        Self { detail, ..Self::new(Reason::WrongPassword, source) }
+    }
+
     /// A refusal without proof of the password.
     #[must_use]
     pub fn new(reason: Reason, source: Source) -> Self {

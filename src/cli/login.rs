@@ -70,6 +70,7 @@ async fn test(
             known: None,
             linked: route.linked(),
             share: Share::Known,
+            leave: None,
             deadline: clock::now() + context.timeout,
         };
         match profile.ask(question).await {
@@ -114,6 +115,8 @@ fn say(answer: &Answer, diagnosis: &mut Diagnosis) -> Exit {
             diagnosis.bad("directory", trouble.detail.clone());
             diagnosis.later(Reason::DirectoryUnavailable.as_str())
         }
+        // Nobody counts these binds.
+        Answer::Withheld { .. } => diagnosis.later(Reason::BudgetSpent.as_str()),
         Answer::Absent | Answer::Accepted { .. } => diagnosis.refuse(Reason::Unknown.as_str()),
     }
 }

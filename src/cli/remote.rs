@@ -25,6 +25,8 @@ pub(super) enum MemoryCommand {
         #[arg(long)]
         all: bool,
     },
+    /// Whose clients still send a password that was changed, and from where: the last week, at most 1000 mailboxes
+    OldPasswords,
 }
 
 pub(super) async fn reload(context: &Context) -> Result<Exit, Stopped> {
@@ -76,12 +78,14 @@ pub(super) async fn memory(context: &Context, command: &MemoryCommand) -> Result
             Request::MemoryForget { name: name.clone() }
         }
         MemoryCommand::Forget { name: None, .. } => Request::MemoryForgetAll,
+        MemoryCommand::OldPasswords => Request::MemoryOldPasswords,
     };
     match ask(context, control, &request).await? {
         Reply::Done { value } => {
-            context.output.print(&value, |value| match value.as_u64() {
-                Some(entries) => format!("{entries} forgotten"),
-                None => text(value),
+            context.output.print(&value, |value| match value {
+                Value::Number(entries) => format!("{entries} forgotten"),
+                Value::Array(logins) => old_passwords(logins),
+                _ => text(value),
             });
             Ok(Exit::Done)
         }
@@ -130,6 +134,26 @@ fn unexpected(reply: Reply) -> Stopped {
             Stopped::new(Exit::Failure, "the daemon gave an answer that does not fit")
         }
     }
+}
+
+/// A line per client: mailbox, address, service, attempts, seconds since the last one.
+fn old_passwords(logins: &[Value]) -> String {
+    let clients = logins.iter().flat_map(|login| {
+        let clients = login["clients"].as_array().into_iter().flatten();
+        clients.map(move |client| (&login["login"], client))
+    });
+    let line = |(login, client): (&Value, &Value)| {
+        let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+        format!(
+            "{} client={} service={} attempts={} last_seen_seconds={}",
+            word(login),
+            word(&client["client"]),
+            word(&client["service"]),
+            client["attempts"],
+            client["last_seen_seconds"],
+        )
+    };
+    clients.map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// A JSON object as `key value` lines.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-use super::units::Span;
+use super::units::{Rate, Span};
 use crate::secret::Secret;
 
 mod check;
@@ -238,11 +238,16 @@ pub struct Auth {
     pub fallback: Fallback,
     /// false: one-time passwords; nothing is remembered, and there is no grace.
     pub remember: bool,
+    /// So many wrong passwords for one account are tried at the directory in this time; then new ones hear "later", so
+    /// that no guesser locks anybody out. Where the directory's own limit can be read, one less than that holds
+    /// instead.
+    pub wrong_binds: Rate,
 }
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { enabled: true, fallback: Fallback::Never, remember: true }
+        let wrong_binds = Rate { count: 3, window: Span::seconds(600) };
+        Self { enabled: true, fallback: Fallback::Never, remember: true, wrong_binds }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Units of the configuration: spans of time ("15m"), sizes ("5 GiB"), file modes ("0660").
+//! Units of the configuration: spans of time ("15m"), sizes ("5 GiB"), file modes ("0660"), rates ("3/10m").
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +18,15 @@ pub struct ByteSize(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileMode(pub u32);
 
+/// So many in so much time: `3/10m`. Neither is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: u32,
+    /// In which time.
+    pub window: Span,
+}
+
 /// A value that its unit does not allow; says what is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {0}")]
@@ -26,6 +35,8 @@ pub struct UnitError(&'static str);
 const SPAN: UnitError = UnitError("a span of time such as 250ms, 8s, 15m, 12h or 30d");
 const SIZE: UnitError = UnitError("a size such as 0, 100 KiB, 512 MiB or 5 GiB");
 const MODE: UnitError = UnitError("a file mode in octal such as \"0660\"");
+
+const RATE: UnitError = UnitError("a number and a span of time such as \"3/10m\"");
 
 impl Span {
     /// Whole seconds.
@@ -103,6 +114,26 @@ impl FromStr for FileMode {
     }
 }
 
+impl FromStr for Rate {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let (count, window) = text.split_once('/').ok_or(RATE)?;
+        let count = count.trim().parse().map_err(|_| RATE)?;
+        let window: Span = window.trim().parse().map_err(|_| RATE)?;
+        if count == 0 || window.0.is_zero() {
+            return Err(RATE);
+        }
+        Ok(Self { count, window })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.count, self.window)
+    }
+}
+
 impl fmt::Display for FileMode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{:04o}", self.0)
@@ -139,7 +170,7 @@ macro_rules! as_text {
         }
     )+};
 }
-as_text!(Span SPAN, ByteSize SIZE, FileMode MODE);
+as_text!(Span SPAN, ByteSize SIZE, FileMode MODE, Rate RATE);
 
 #[cfg(test)]
 mod tests {
@@ -162,6 +193,11 @@ mod tests {
             assert_eq!(ByteSize(bytes).to_string(), shown);
         }
         assert_eq!("0660".parse(), Ok(FileMode(0o660)));
+        let rate = "3/10m".parse::<Rate>().unwrap();
+        assert_eq!(
+            (rate.count, rate.window, rate.to_string()),
+            (3, Span::seconds(600), "3/10m".into())
+        );
     }
 
     #[test]
@@ -171,6 +207,9 @@ mod tests {
         }
         for text in ["", "GiB", "5 parsecs", "99999999999 TiB"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+        for text in ["", "3", "0/10m", "3/0s", "-1/10m", "3/", "/10m", "3/10m/1"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
         }
         for text in ["", "9", "01000"] {
             assert!(text.parse::<FileMode>().is_err(), "{text}");

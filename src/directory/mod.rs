@@ -23,6 +23,7 @@ pub mod connection;
 pub mod entry;
 pub mod filter;
 mod host;
+mod lockout;
 mod matching;
 mod pool;
 pub mod preset;
@@ -36,6 +37,7 @@ pub mod verdict;
 #[cfg(test)]
 mod tests;
 
+pub use lockout::{Lockout, LockoutLimit};
 pub use profile::{Explained, HostHealth, Profile};
 pub use verdict::Lock;
 
@@ -178,6 +180,17 @@ pub struct Question<'a> {
     pub share: Share,
     /// Past it nobody waits for the answer.
     pub deadline: std::time::Instant,
+    /// Asked before a bind; `None`: nobody counts them.
+    pub leave: Option<Arc<dyn Leave>>,
+}
+
+/// Leave to send binds: who guesses must not lock an account in the directory (login.md L-1).
+pub trait Leave: std::fmt::Debug + Send + Sync {
+    /// Whether a bind as the person with this id may be sent. Asked once the person is found.
+    fn to_bind(&self, id: &str) -> bool;
+
+    /// What came of the question. Told also if nobody waits for that any more.
+    fn heard(&self, answer: &Answer);
 }
 
 /// An entry found earlier.
@@ -192,6 +205,8 @@ pub struct Known {
 /// Whose share of pool and queue a question uses (login.md Q-4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
+    /// Nobody waits for it: a place that is free while half of all are; it never queues.
+    Background,
     /// A name that store or memory knows: all of it.
     Known,
     /// Any other name: at most half.
@@ -250,6 +265,11 @@ pub enum Answer {
     },
     /// No answer.
     Trouble(Trouble),
+    /// No bind was sent: there was no [`Leave`] for it.
+    Withheld {
+        /// The id of the person whose password it would have been.
+        id: Box<str>,
+    },
     /// The password is wrong.
     Wrong {
         /// Whom it was tried for.
@@ -363,7 +383,8 @@ impl Answer {
             | Self::Ambiguous { .. }
             | Self::Odd { .. }
             | Self::Ours { .. }
-            | Self::Trouble(_) => None,
+            | Self::Trouble(_)
+            | Self::Withheld { .. } => None,
         }
     }
 }

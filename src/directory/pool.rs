@@ -150,6 +150,7 @@ pub(super) struct Gate {
     waiting: AtomicUsize,
     newcomers_waiting: AtomicUsize,
     queue: usize,
+    places: usize,
 }
 
 /// Leave to ask; gives its place back when dropped.
@@ -168,12 +169,14 @@ impl Gate {
             waiting: AtomicUsize::new(0),
             newcomers_waiting: AtomicUsize::new(0),
             queue,
+            places,
         }
     }
 
     /// Waits for a place until the deadline. Cancel-safe.
     pub(super) async fn enter(&self, share: Share, deadline: Instant) -> Result<Ticket, Trouble> {
         let newcomer_slot = match share {
+            Share::Background => return self.enter_if_idle(),
             Share::Known => None,
             Share::Newcomer => {
                 let line = (&self.newcomers_waiting, self.queue / 2);
@@ -182,6 +185,15 @@ impl Gate {
         };
         let slot = self.take(&self.slots, (&self.waiting, self.queue), deadline).await?;
         Ok(Ticket { _slot: slot, _newcomer_slot: newcomer_slot })
+    }
+
+    /// A place that nobody will miss: half of all stay free beside it.
+    fn enter_if_idle(&self) -> Result<Ticket, Trouble> {
+        let is_idle = self.slots.available_permits() > self.places / 2;
+        match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(slot) if is_idle => Ok(Ticket { _slot: slot, _newcomer_slot: None }),
+            _ => Err(Trouble { why: Why::Busy, detail: "no connection to spare".into() }),
+        }
     }
 
     async fn take(
@@ -230,6 +242,17 @@ mod tests {
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn background_work_takes_a_place_only_while_half_of_all_are_free_and_never_waits() {
+        let gate = Gate::new(4, 4);
+        let enter = |share| gate.enter(share, clock::now() + SHORT);
+        let _first = enter(Share::Background).await.unwrap();
+        let _second = enter(Share::Background).await.unwrap();
+
+        assert_eq!(enter(Share::Background).await.unwrap_err().why, Why::Busy);
+        assert!(enter(Share::Known).await.is_ok());
+    }
 
     #[tokio::test]
     async fn the_gate_keeps_half_of_its_places_and_queue_from_newcomers() {

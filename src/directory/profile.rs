@@ -9,13 +9,14 @@ use super::connect::Target;
 use super::entry::{self, Reader};
 use super::filter::Filter;
 use super::host::{Host, Settings};
+use super::lockout::LastRead;
 use super::matching::{Matching, same_dn};
 use super::pool::{Gate, Pool, Ticket};
 use super::preset;
 use super::setup::{self, Place, Source};
 use super::tls::Files;
 use super::verdict::{BindReply, Class, GraceLogins, classify, said, with_state};
-use super::{Answer, Fault, Finding, Known, Question, Share, Trouble, Wanted, Why, fault};
+use super::{Answer, Fault, Finding, Known, Leave, Question, Share, Trouble, Wanted, Why, fault};
 use crate::clock;
 use crate::config::directory::{Directory, Preset};
 use crate::identity::Login;
@@ -37,7 +38,8 @@ pub struct Profile {
     pub(super) matching: Matching,
     pub(super) places: Vec<Place>,
     pub(super) wanted: Vec<String>,
-    preset: Preset,
+    pub(super) preset: Preset,
+    pub(super) lockout: LastRead,
 }
 
 /// One server's health.
@@ -70,6 +72,13 @@ struct Asked {
     /// Found by it if not by name.
     id: Option<Box<str>>,
     deadline: Instant,
+    leave: Option<Arc<dyn Leave>>,
+}
+
+impl Asked {
+    fn may_bind(&self, id: &str) -> bool {
+        self.leave.as_ref().is_none_or(|leave| leave.to_bind(id))
+    }
 }
 
 impl Profile {
@@ -124,6 +133,7 @@ impl Profile {
             },
             places,
             preset: section.preset,
+            lockout: LastRead::default(),
             name,
             source,
             settings,
@@ -170,13 +180,18 @@ impl Profile {
                 .map(Box::from)
                 .or_else(|| question.known.map(|known| known.id.clone())),
             deadline: question.deadline,
+            leave: question.leave,
         };
         let _ticket = match self.enter(question.share, question.deadline).await {
             Ok(ticket) => ticket,
             Err(trouble) => return trouble.into(),
         };
         // Boxed: it is several kilobytes, and would be moved, and kept in each caller's future, again and again.
-        Box::pin(self.answer(&asked)).await
+        let answer = Box::pin(self.answer(&asked)).await;
+        if let Some(leave) = &asked.leave {
+            leave.heard(&answer);
+        }
+        answer
     }
 
     /// Looks for somebody; no password is checked.
@@ -321,6 +336,9 @@ impl Profile {
     }
 
     async fn answer_known(&self, asked: &Asked, known: &Known, filter: &Filter) -> Answer {
+        if !asked.may_bind(&known.id) {
+            return Answer::Withheld { id: known.id.clone() };
+        }
         let (bound, read) =
             tokio::join!(self.bind(&known.dn, &asked.password), self.read(&known.dn, filter));
         let reply = match bound {
@@ -376,6 +394,9 @@ impl Profile {
         }
         if clock::now() >= asked.deadline {
             return self.too_late().into();
+        }
+        if !asked.may_bind(&person.id) {
+            return Answer::Withheld { id: person.id };
         }
         match self.bind(&person.dn, &asked.password).await {
             Ok(reply) => {

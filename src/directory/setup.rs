@@ -10,7 +10,7 @@ use super::matching::Matching;
 use super::preset;
 use super::tls::Files;
 use super::{Fault, fault};
-use crate::config::directory::{self as config, Directory};
+use crate::config::directory::{self as config, Auth, Directory};
 use crate::identity::Domain;
 use crate::secret::Secret;
 
@@ -137,6 +137,7 @@ pub(super) fn relevant(section: &Directory) -> Directory {
         lazy: blank.lazy,
         map: blank.map,
         template: blank.template,
+        auth: Auth { wrong_binds: blank.auth.wrong_binds, ..section.auth.clone() },
         ..section.clone()
     }
 }

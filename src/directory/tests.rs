@@ -88,6 +88,7 @@ async fn ask_known(
         known,
         linked,
         share: Share::Known,
+        leave: None,
         deadline: soon(),
     };
     profile.ask(question).await
@@ -114,6 +115,7 @@ fn word(answer: &Answer) -> &'static str {
         Answer::Odd { .. } => "odd",
         Answer::Ours { .. } => "ours",
         Answer::Trouble(_) => "trouble",
+        Answer::Withheld { .. } => "withheld",
         Answer::Wrong { .. } => "wrong",
     }
 }
@@ -628,6 +630,7 @@ async fn an_attempt_whose_time_is_up_asks_nothing() {
         known: None,
         linked: None,
         share: Share::Known,
+        leave: None,
         deadline: clock::now(),
     };
     let answer = profile.ask(question).await;

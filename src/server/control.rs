@@ -53,6 +53,8 @@ pub enum Request {
     },
     /// Forget everything.
     MemoryForgetAll,
+    /// Whose clients still send a password that was changed.
+    MemoryOldPasswords,
     /// Make a mailbox whose password is checked here.
     MailboxCreate {
         /// Its address.

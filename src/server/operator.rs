@@ -44,6 +44,7 @@ impl Daemon {
             },
             Request::MemoryForget { name } => done(&self.core.forget(&name).await),
             Request::MemoryForgetAll => done(&self.core.forget_all()),
+            Request::MemoryOldPasswords => done(&self.core.old_passwords()),
             Request::MailboxCreate { address, template } => self.create(&address, &template).await,
             Request::MailboxSet { address, change } => self.change(&address, &change).await,
         }

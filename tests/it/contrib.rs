@@ -147,13 +147,19 @@ fn fail2ban_finds_those_who_guess_and_nobody_else_in_a_real_journal() {
     assert_eq!(login("nobody@planetexpress.com", "wrong", "2001:db8::2"), 403);
     assert_eq!(login(" blank", "wrong", "192.0.2.3"), 403);
     assert_eq!(login(&mail_of("fry"), &password_of("fry"), "198.51.100.1"), 200);
+    // A phone with the password from before a change is no guesser.
+    slapd.set_password("fry", "new-Tr0ub4dor");
+    assert_eq!(login(&mail_of("fry"), "new-Tr0ub4dor", "198.51.100.1"), 200);
+    assert_eq!(login(&mail_of("fry"), &password_of("fry"), "198.51.100.9"), 403);
+    // But who says so of themselves is one.
+    assert_eq!(login("x detail=\"old-password\"", "wrong", "192.0.2.5"), 403);
     // A name that looks like a line bans nobody but the one who sent it.
     let forged = "x\n2026-11-22T21:50:00.123Z login verdict=refuse reason=unknown client=198.51.100.2 login=\"";
     assert_eq!(login(forged, "wrong", "192.0.2.4"), 403);
     let log = gatepost.configuration.path("gatepost.log");
     wait_until("the journal is written", Duration::from_secs(5), || {
         // The forged name stands within one line.
-        gatepost.log().lines().filter(|line| line.contains(" login verdict=")).count() == 5
+        gatepost.log().lines().filter(|line| line.contains(" login verdict=")).count() == 8
     });
 
     // As it stands in a file of ours, and as the system's journal shows it.
@@ -167,10 +173,10 @@ fn fail2ban_finds_those_who_guess_and_nobody_else_in_a_real_journal() {
         let mut regex = program("fail2ban-regex", "fail2ban");
         let said = run(regex.arg("--verbose").arg(log).arg(&filter));
 
-        for guesser in ["192.0.2.1", "2001:db8::2", "192.0.2.3", "192.0.2.4"] {
+        for guesser in ["192.0.2.1", "2001:db8::2", "192.0.2.3", "192.0.2.4", "192.0.2.5"] {
             assert!(said.contains(&format!("      {guesser}  ")), "{guesser} is not found: {said}");
         }
-        assert!(said.contains(" 4 matched"), "{said}");
+        assert!(said.contains(" 5 matched"), "{said}");
         assert!(!said.contains("      198.51.100."), "{said}");
     }
 }

@@ -33,5 +33,6 @@ mod local_accounts;
 mod outages;
 mod proxy;
 mod service;
+mod shield;
 mod shim;
 mod storm;

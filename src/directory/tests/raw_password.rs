@@ -35,6 +35,7 @@ async fn ask_raw(profile: &Arc<Profile>, password: &[u8], known: Option<&Known>)
         known,
         linked: None,
         share: Share::Known,
+        leave: None,
         deadline: soon(),
     };
     profile.ask(question).await
