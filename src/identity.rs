@@ -222,7 +222,7 @@ impl LoginRules {
         let may_have_detail = !self.separator.is_empty()
             && local.windows(self.separator.len()).any(|part| part == self.separator.as_bytes());
         if local.is_empty()
-            || !local.iter().all(is_plain)
+            || !local.iter().fold(true, |all, byte| all & is_plain(byte))
             || may_have_detail
             || !is_plain_domain(domain)
         {

@@ -158,21 +158,29 @@ impl Metrics {
         took: Duration,
     ) {
         let LoginOutcome { verdict, reason, source } = outcome;
+        let labels = LoginLabels { door: door.to_string(), service, verdict, reason, source };
+        self.0.logins.get_or_create(&labels).inc();
+        let labels = DurationLabels { verdict, source };
+        self.0.login_duration.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A login was accepted from memory: [`Metrics::login`] for what happens most.
+    pub fn remembered_login(&self, door: &DoorName, service: &'static str, took: Duration) {
         let inner = &*self.0;
-        let labels = || LoginLabels { door: door.to_string(), service, verdict, reason, source };
-        let duration = DurationLabels { verdict, source };
         let place = SERVICES.iter().position(|word| *word == service);
-        let place = place.and_then(|place| door.remembered.get(place));
-        if let Some(place) = place.filter(|_| outcome == REMEMBERED) {
-            place.get_or_init(|| inner.logins.get_or_create_owned(&labels())).inc();
-            let histogram = &inner.remembered_duration;
-            histogram
-                .get_or_init(|| inner.login_duration.get_or_create_owned(&duration))
-                .observe(took.as_secs_f64());
+        let Some(counter) = place.and_then(|place| door.remembered.get(place)) else {
+            self.login(door, service, REMEMBERED, took);
             return;
-        }
-        inner.logins.get_or_create(&labels()).inc();
-        inner.login_duration.get_or_create(&duration).observe(took.as_secs_f64());
+        };
+        let LoginOutcome { verdict, reason, source } = REMEMBERED;
+        let count = || {
+            let labels = LoginLabels { door: door.to_string(), service, verdict, reason, source };
+            inner.logins.get_or_create_owned(&labels)
+        };
+        counter.get_or_init(count).inc();
+        let labels = DurationLabels { verdict, source };
+        let duration = || inner.login_duration.get_or_create_owned(&labels);
+        inner.remembered_duration.get_or_init(duration).observe(took.as_secs_f64());
     }
 
     /// An operation at a directory server ended. `operation`: connect | bind | search; `result`: ok | refused |
@@ -599,6 +607,9 @@ mod tests {
             "gatepost_logins_total{door=\"dovecot\",service=\"imap\",verdict=\"refuse\",\
              reason=\"wrong-password\",source=\"directory\"} 1",
             "gatepost_login_duration_seconds_count{verdict=\"refuse\",source=\"directory\"} 1",
+            "gatepost_logins_total{door=\"dovecot\",service=\"imap\",verdict=\"accept\",\
+             reason=\"\",source=\"memory\"} 1",
+            "gatepost_login_duration_seconds_count{verdict=\"accept\",source=\"memory\"} 1",
             "gatepost_ldap_operations_total{server=\"corp\",operation=\"bind\",result=\"refused\"} 1",
             "gatepost_ldap_up{server=\"corp\"} 1",
             "gatepost_connections{door=\"dovecot\"} 1",

@@ -400,11 +400,20 @@ enum Escape {
 fn quoted(value: &[u8], bound: usize, escape: Escape, line: &mut Vec<u8>) {
     line.push(b'"');
     let shown = value.get(..bound).unwrap_or(value);
-    // Nearly every name is all plain.
-    let plain = shown.iter().position(|byte| !is_plain(*byte)).unwrap_or(shown.len());
-    let (plain, rest) = shown.split_at_checked(plain).unwrap_or((&[], shown));
-    line.extend_from_slice(plain);
-    for chunk in rest.utf8_chunks() {
+    // Nearly every name is all plain. A fold that looks at every byte is done sixteen at a time.
+    if shown.iter().fold(true, |plain, byte| plain & is_plain(*byte)) {
+        line.extend_from_slice(shown);
+    } else {
+        escaped_text(shown, escape, line);
+    }
+    if value.len() > bound {
+        line.extend_from_slice("…".as_bytes());
+    }
+    line.push(b'"');
+}
+
+fn escaped_text(text: &[u8], escape: Escape, line: &mut Vec<u8>) {
+    for chunk in text.utf8_chunks() {
         for character in chunk.valid().chars() {
             escaped(character, escape, line);
         }
@@ -415,10 +424,6 @@ fn quoted(value: &[u8], bound: usize, escape: Escape, line: &mut Vec<u8>) {
             }
         }
     }
-    if value.len() > bound {
-        line.extend_from_slice("…".as_bytes());
-    }
-    line.push(b'"');
 }
 
 /// Text that stands as it is in every form of the journal.

@@ -145,7 +145,7 @@ impl Setup {
         if person.is_local() {
             return Some(Versions { rules: self.generation, profile: 0 });
         }
-        let profile = self.directories.profile(&person.profile)?;
+        let profile = self.directories.of(person)?;
         if !profile.takes_logins() {
             return None;
         }
@@ -549,7 +549,12 @@ impl Authenticator {
             _ => (None, note),
         };
         let service = attempt.service.map_or("unknown", Service::as_str);
-        self.metrics.login(&attempt.door, service, outcome, took);
+        match verdict {
+            Verdict::Accept(Accepted { source: Source::Memory, .. }) => {
+                self.metrics.remembered_login(&attempt.door, service, took);
+            }
+            _ => self.metrics.login(&attempt.door, service, outcome, took),
+        }
         let (login, master) = match attempt.authzid.as_slice() {
             [] => (&attempt.login, None),
             _ => (&attempt.authzid, Some(attempt.login.as_slice())),

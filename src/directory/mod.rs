@@ -159,6 +159,14 @@ impl Directories {
         self.profiles.get(name)
     }
 
+    /// The profile that a person was read from, if it is still switched on.
+    #[must_use]
+    pub fn of(&self, person: &Person) -> Option<&Arc<Profile>> {
+        // Nearly always the very one; a name is compared only after a reload.
+        let same = self.profiles.values().find(|it| Arc::ptr_eq(it.name(), &person.profile));
+        same.or_else(|| self.profile(&person.profile))
+    }
+
     /// All profiles that are switched on, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Profile>> {
         self.profiles.values()
