@@ -15,9 +15,9 @@ use crate::wire::{Asker, Protocol, Said};
 use crate::{checkpassword, ldap, storm};
 
 /// Every case by its name in `--only`.
-pub const CASES: [&str; 17] = [
-    "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P9", "P11", "P12", "P13", "mix", "rate", "storm",
-    "S1", "S3", "P5known",
+pub const CASES: [&str; 18] = [
+    "P8", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P9", "P11", "P12", "P13", "mix", "rate",
+    "storm", "S1", "S3", "P5known",
 ];
 
 /// What is measured, and how long.
@@ -38,7 +38,7 @@ pub struct Options {
     /// Seconds for each server in each remembered case and round
     #[arg(long, default_value_t = 4)]
     pub seconds: u64,
-    /// Only these: P1 P2 P3 P4 P5 P5known P6 P7 P9 P11 P12 P13 mix rate storm S1 S3
+    /// Only these: P1 P2 P3 P4 P5 P5known P6 P7 P8 P9 P11 P12 P13 mix rate storm S1 S3
     #[arg(long, value_delimiter = ',', value_parser = CASES)]
     only: Vec<String>,
     /// Put table and chart into docs/
@@ -98,6 +98,7 @@ pub fn run(options: Options) -> anyhow::Result<Compare> {
     compare.cold()?;
     compare.known()?;
     compare.remembered()?;
+    compare.template_changed()?;
     compare.mixed()?;
     compare.imap()?;
     checkpassword::measure(&mut compare)?;
@@ -385,6 +386,20 @@ impl Compare {
                     self.drive(load(name, Protocol::Dovecot, 64, 0), server, round, &rate)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// P8: the next login of everybody plans their mailbox anew.
+    fn template_changed(&mut self) -> anyhow::Result<()> {
+        if !self.wants("P8") {
+            return Ok(());
+        }
+        self.warm(REMEMBERS.name, Protocol::Dovecot, REMEMBERED)?;
+        for round in 1..=self.options.rounds {
+            self.site.change_template(REMEMBERS)?;
+            let load = load("P8 template changed, next login", Protocol::Dovecot, 1, 1);
+            self.drive(load, REMEMBERS.name, round, &Plan::each(0, REMEMBERED))?;
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ pub struct Site {
     dir: PathBuf,
     programs: PathBuf,
     pub slapd_port: u16,
+    /// Of the template, in GiB.
+    quota: u32,
     ports: Vec<(String, u16)>,
     daemons: Vec<(String, Child)>,
 }
@@ -46,8 +48,9 @@ impl Site {
         fs::create_dir_all(dir.join("pids"))?;
         let mut site = Self {
             dir: dir.to_owned(),
-            programs: programs.to_owned(),
+            programs: programs.canonicalize()?,
             slapd_port: free_port()?,
+            quota: 1,
             ports: Vec::new(),
             daemons: Vec::new(),
         };
@@ -100,7 +103,7 @@ impl Site {
         let web = self.port(name)?;
         let mut text = format!(
             "[node]\ncontrol = \"{dir}/{name}-control\"\n[store]\nurl = \"sqlite://{dir}/{name}.db\"\n\
-             [memory]\nfresh = \"{}\"\ncapacity = \"1 GiB\"\n\
+             [memory]\nfresh = \"{}\"\ncapacity = \"4 GiB\"\n\
              [listen.web]\nprotocol = \"http\"\naddress = \"127.0.0.1:{web}\"\n\
              [listen.shim]\nprotocol = \"dovecot\"\npath = \"{dir}/{name}-shim\"\npeers = [\"root\"]\n",
             gatepost.fresh
@@ -112,14 +115,15 @@ impl Site {
             );
         }
         text += &format!(
-            "[domain.\"load.example\"]\n[template.standard]\nhome = \"{dir}/mail/{{domain}}/{{local}}\"\n\
+            "[domain.\"load.example\"]\n[template.standard]\nquota = \"{} GiB\"\nhome = \"{dir}/mail/{{domain}}/{{local}}\"\n\
              uid = {MAIL_ID}\ngid = {MAIL_ID}\n\
              [directory.load]\npreset = \"openldap\"\ndomains = [\"load.example\"]\nhosts = [\"127.0.0.1\"]\n\
              port = {ldap}\ntls = \"none\"\nbind_dn = \"{SERVICE_DN}\"\nbind_password = \"{SERVICE_PASSWORD}\"\n\
              [directory.load.search.people]\nbase = \"ou=people,{SUFFIX}\"\nfilter = \"(objectClass=inetOrgPerson)\"\n\
              [directory.load.identity]\nlogin_attributes = [\"mail\"]\n\
              [directory.load.template]\nattribute = \"employeeType\"\n\
-             [directory.load.template.rule.staff]\nvalue = \"staff\"\ntemplate = \"standard\"\n"
+             [directory.load.template.rule.staff]\nvalue = \"staff\"\ntemplate = \"standard\"\n",
+            self.quota
         );
         Ok((self.dir.join(format!("{name}.toml")), text))
     }
@@ -135,17 +139,24 @@ impl Site {
                     .args(["auth", "cache", "flush"]);
                 command
             }
-            name => {
-                let mut command = Command::new(self.programs.join("gatepost"));
-                command.arg("--config").arg(self.dir.join(format!("{name}.toml")));
-                command.args(["memory", "forget", "--all"]);
-                command
-            }
+            name => self.order(name, &["memory", "forget", "--all"]),
         };
-        let output =
-            command.stdin(Stdio::null()).output().context("running doveadm or gatepost")?;
-        ensure!(output.status.success(), "{server} did not forget: {output:?}");
-        Ok(())
+        succeed(&mut command)
+    }
+
+    /// Gives the template another quota, which every mailbox takes over at its next login.
+    pub fn change_template(&mut self, gatepost: Gatepost) -> anyhow::Result<()> {
+        self.quota += 1;
+        let (path, text) = self.gatepost_configuration(gatepost)?;
+        fs::write(path, text)?;
+        succeed(&mut self.order(gatepost.name, &["reload"]))
+    }
+
+    /// A command to a running Gatepost.
+    fn order(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.programs.join("gatepost"));
+        command.arg("--config").arg(self.dir.join(format!("{name}.toml"))).args(arguments);
+        command
     }
 
     /// Ends a daemon and waits for that.
@@ -344,6 +355,13 @@ pub fn floor(protocol: Protocol) -> &'static str {
         Protocol::Saslauthd => "floor-saslauthd",
         Protocol::Socketmap => "floor-socketmap",
     }
+}
+
+fn succeed(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("running {command:?}"))?;
+    ensure!(output.status.success(), "{command:?} failed: {output:?}");
+    Ok(())
 }
 
 fn listens(port: u16) -> bool {
