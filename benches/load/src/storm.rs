@@ -1,0 +1,227 @@
+//! The morning storm: the daemon was just started and remembers nobody, and everybody comes back at once.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use crate::compare::{Compare, per_second};
+use crate::connection::{Connection, Door};
+use crate::figures::quantile;
+use crate::people::{SERVICE_DN, SERVICE_PASSWORD};
+use crate::site::{REMEMBERS, Site};
+use crate::wire::{Asker, Protocol, Said};
+
+const CONNECTIONS: u64 = 64;
+const IN_FLIGHT: usize = 1000;
+/// `bind_connections` and `search_connections` by default, and one more for whatever watches.
+const MOST_LDAP_CONNECTIONS: usize = 32 + 2 + 1;
+
+/// What those do who hear "later".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    GiveUp,
+    ComeBackIn(Duration),
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// From the first attempt to the accept, of those who came in.
+    accepted: Vec<Duration>,
+    /// Answers "later".
+    later: u64,
+    /// People who heard "later" at least once.
+    put_off: u64,
+}
+
+/// # Errors
+/// If anybody is refused, which is always wrong here, or not in after ten minutes.
+pub fn measure(compare: &mut Compare) -> anyhow::Result<()> {
+    if !compare.wants("storm") {
+        return Ok(());
+    }
+    compare.everybody_has_a_mailbox()?;
+    for (word, then) in [
+        ("once", Then::GiveUp),
+        ("again 1 s after each \"later\"", Then::ComeBackIn(Duration::from_secs(1))),
+    ] {
+        compare.site.stop(REMEMBERS.name)?;
+        compare.site.start_gatepost(REMEMBERS)?;
+        let people = compare.options.people;
+        let door = compare.site.door(REMEMBERS.name, Protocol::Dovecot)?;
+        let counted = compare.site.counted(REMEMBERS.name, Protocol::Dovecot)?;
+        let (cpu, before) = (counted.cpu()?, operations(&compare.site)?);
+        let port = compare.site.slapd_port;
+        let (outcome, took, felt) = storm(&door, people, then, port)?;
+        let cpu = counted.cpu()?.saturating_sub(cpu);
+        let after = operations(&compare.site)?;
+        compare.notes.push(describe(word, people, (&outcome, took), &felt, (before, after), cpu));
+        eprintln!("{}", compare.notes.last().map_or("", |note| note));
+        let most = felt.iter().copied().max().unwrap_or_default();
+        compare.single("storm: most connections at slapd", crate::figures::count(most));
+        if then != Then::GiveUp {
+            ensure!(outcome.accepted.len() == usize::try_from(people)?, "somebody stayed out");
+        }
+    }
+    Ok(())
+}
+
+fn describe(
+    word: &str,
+    people: u64,
+    (outcome, took): (&Outcome, Duration),
+    felt: &[usize],
+    (before, after): ((u64, u64), (u64, u64)),
+    cpu: Duration,
+) -> String {
+    let mut latencies = outcome.accepted.clone();
+    latencies.sort_unstable();
+    let at = |per_mille| quantile(&latencies, per_mille) / 1e6;
+    let most = felt.iter().max().copied().unwrap_or_default();
+    let average = felt.iter().sum::<usize>() / felt.len().max(1);
+    format!(
+        "**Storm, each asks {word}.** {people} people at once ({CONNECTIONS} connections, up to {IN_FLIGHT} in flight on \
+         each) at a daemon that remembers nobody: {} came in within {:.1} s ({:.0}/s), p50 {:.1} s, p99 {:.1} s, p99.9 \
+         {:.1} s from the first attempt; {} answers \"later\" to {} people; nobody was refused. CPU {:.1} s. The \
+         directory saw {} binds and {} searches over {average} connections on average, {most} at most (limit \
+         {MOST_LDAP_CONNECTIONS}).",
+        outcome.accepted.len(),
+        took.as_secs_f64(),
+        per_second(outcome.accepted.len(), took),
+        at(500),
+        at(990),
+        at(999),
+        outcome.later,
+        outcome.put_off,
+        cpu.as_secs_f64(),
+        after.0 - before.0,
+        after.1 - before.1,
+    )
+}
+
+fn storm(
+    door: &Door,
+    people: u64,
+    then: Then,
+    port: u16,
+) -> anyhow::Result<(Outcome, Duration, Vec<usize>)> {
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(Connection::open(door)?);
+    }
+    let is_over = AtomicBool::new(false);
+    let started = Instant::now();
+    let mut outcome = Outcome::default();
+    let felt = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| watch(port, &is_over));
+        let threads: Vec<_> = connections
+            .into_iter()
+            .zip(0..)
+            .map(|(connection, number)| {
+                let mine = (number..people).step_by(usize::try_from(CONNECTIONS).unwrap_or(1));
+                scope.spawn(move || crowd(connection, mine.collect(), then))
+            })
+            .collect();
+        let parts: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        is_over.store(true, Ordering::Release);
+        for part in parts {
+            let part = part.map_err(|_| anyhow::anyhow!("the client panicked"))??;
+            outcome.accepted.extend(part.accepted);
+            outcome.later += part.later;
+            outcome.put_off += part.put_off;
+        }
+        watching.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))?
+    })?;
+    Ok((outcome, started.elapsed(), felt))
+}
+
+/// Somebody who is not in yet.
+#[derive(Clone, Copy, Debug)]
+struct Outside {
+    person: u64,
+    since: Instant,
+    attempts: u32,
+}
+
+fn crowd(mut connection: Connection, people: VecDeque<u64>, then: Then) -> anyhow::Result<Outcome> {
+    let started = Instant::now();
+    let outside = |person| Outside { person, since: started, attempts: 0 };
+    let mut queue: VecDeque<_> =
+        people.into_iter().map(|person| (started, outside(person))).collect();
+    let mut waiting: HashMap<u32, Outside> = HashMap::new();
+    let mut outcome = Outcome::default();
+    let mut next_id = 1;
+    connection.wait_at_most(Duration::from_millis(50))?;
+    while !queue.is_empty() || !waiting.is_empty() {
+        ensure!(started.elapsed() < Duration::from_secs(600), "{} are still outside", queue.len());
+        let now = Instant::now();
+        while waiting.len() < IN_FLIGHT
+            && let Some((_, outside)) = queue.pop_front_if(|(due, _)| *due <= now)
+        {
+            connection.ask(next_id, Asker::Right(outside.person))?;
+            waiting.insert(next_id, Outside { attempts: outside.attempts + 1, ..outside });
+            next_id += 1;
+        }
+        connection.flush()?;
+        connection.read()?;
+        let now = Instant::now();
+        while let Some(heard) = connection.buffered()? {
+            let outside = waiting.remove(&heard.id).context("an answer to nothing")?;
+            connection.check(Asker::Right(outside.person), &heard)?;
+            if heard.said == Said::Accepted {
+                outcome.accepted.push(now - outside.since);
+                continue;
+            }
+            outcome.later += 1;
+            outcome.put_off += u64::from(outside.attempts == 1);
+            if let Then::ComeBackIn(pause) = then {
+                queue.push_back((now + pause, outside));
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+/// How many connections the directory has, ten times a second.
+fn watch(port: u16, is_over: &AtomicBool) -> anyhow::Result<Vec<usize>> {
+    let mut felt = Vec::new();
+    while !is_over.load(Ordering::Acquire) {
+        felt.push(connections_at(port)?);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(felt)
+}
+
+fn connections_at(port: u16) -> anyhow::Result<usize> {
+    let table = fs::read_to_string("/proc/net/tcp")?;
+    let local = format!(":{port:04X}");
+    // proc(5): the local address is field 2, the state field 4; 01 is established.
+    let is_one = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (address, state) = (fields.next(), fields.nth(1));
+        address.is_some_and(|address| address.ends_with(&local)) && state == Some("01")
+    };
+    Ok(table.lines().filter(is_one).count())
+}
+
+/// Binds and searches that slapd has done so far.
+fn operations(site: &Site) -> anyhow::Result<(u64, u64)> {
+    let output = Command::new("ldapsearch")
+        .args(["-x", "-LLL", "-H", &format!("ldap://127.0.0.1:{}", site.slapd_port)])
+        .args(["-D", SERVICE_DN, "-w", SERVICE_PASSWORD, "-b", "cn=Operations,cn=Monitor"])
+        .args(["-s", "one", "monitorOpCompleted"])
+        .output()
+        .context("ldapsearch (package ldap-utils)")?;
+    ensure!(output.status.success(), "ldapsearch: {output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    let completed = |kind: &str| -> anyhow::Result<u64> {
+        let entry = text.split("\n\n").find(|entry| entry.contains(&format!("dn: cn={kind},")));
+        let value = entry.and_then(|entry| entry.split("monitorOpCompleted: ").nth(1));
+        Ok(value.with_context(|| format!("no count of {kind}"))?.trim().parse()?)
+    };
+    Ok((completed("Bind")?, completed("Search")?))
+}
