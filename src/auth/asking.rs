@@ -377,6 +377,7 @@ impl Authenticator {
             login: &asking.login,
             password: &asking.password,
             known: known.as_ref(),
+            vouched: None,
             linked,
             share: if is_known { Share::Known } else { Share::Newcomer },
             deadline: asking.deadline,

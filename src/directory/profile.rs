@@ -7,6 +7,7 @@ use tokio::time::timeout_at;
 
 use super::connect::Target;
 use super::entry::{self, Reader};
+use super::feed::Feed;
 use super::filter::Filter;
 use super::host::{Host, Settings};
 use super::matching::{Matching, same_dn};
@@ -17,7 +18,7 @@ use super::tls::Files;
 use super::verdict::{BindReply, Class, GraceLogins, classify, said, with_state};
 use super::{Answer, Fault, Finding, Known, Question, Share, Trouble, Wanted, Why, fault};
 use crate::clock;
-use crate::config::directory::{Directory, Preset};
+use crate::config::directory::{Directory, FeedChoice, Preset};
 use crate::identity::Login;
 use crate::metrics::Metrics;
 use crate::person::{AccountState, Person};
@@ -38,6 +39,7 @@ pub struct Profile {
     pub(super) places: Vec<Place>,
     pub(super) wanted: Vec<String>,
     preset: Preset,
+    pub(super) feed: Feed,
 }
 
 /// One server's health.
@@ -67,6 +69,7 @@ struct Asked {
     login: Login,
     password: Password,
     known: Option<Known>,
+    vouched: Option<Arc<Person>>,
     /// Found by it if not by name.
     id: Option<Box<str>>,
     deadline: Instant,
@@ -124,6 +127,7 @@ impl Profile {
             },
             places,
             preset: section.preset,
+            feed: Feed::new(Arc::clone(&name), metrics.clone(), told_in_full(section, &wanted)),
             name,
             source,
             settings,
@@ -151,6 +155,19 @@ impl Profile {
         self.source.section.auth.enabled
     }
 
+    /// Whether changes are to be heard of as they happen (`feed`). Who takes no logins has nothing to hear them for.
+    #[must_use]
+    pub fn wants_feed(&self) -> bool {
+        self.takes_logins() && self.source.section.feed == FeedChoice::Auto
+    }
+
+    /// The run of the feed that tells every change of an entry from now on, if there is one. Never the same number for
+    /// two runs, whatever their profiles.
+    #[must_use]
+    pub fn vouching(&self) -> Option<u64> {
+        self.feed.vouching()
+    }
+
     pub(super) fn checks_certificates(&self) -> bool {
         self.source.section.verify
     }
@@ -162,6 +179,7 @@ impl Profile {
             login: question.login.clone(),
             password: question.password.clone(),
             known: question.known.cloned(),
+            vouched: question.vouched.cloned(),
             id: question
                 .linked
                 .map(Box::from)
@@ -263,7 +281,7 @@ impl Profile {
     }
 
     /// Runs the work in a task of its own, once there is a place for it.
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         share: Share,
         deadline: Instant,
@@ -292,7 +310,8 @@ impl Profile {
         Trouble { why: Why::Deadline, detail }
     }
 
-    /// where the entry is known, bind and read at the same time; else search, then bind.
+    /// where a feed vouches for what is known of the entry, the bind alone; where it is known, bind and read at the
+    /// same time; else search, then bind.
     async fn answer(&self, asked: &Asked) -> Answer {
         if !asked.password.is_well_formed() {
             let detail = "a password that no directory may see came as far as the directory".into();
@@ -301,6 +320,14 @@ impl Profile {
         if let Some(known) = &asked.known
             && let Some(filter) = self.filter_at(&known.dn)
         {
+            if let Some(person) = &asked.vouched {
+                let mut person = Person::clone(person);
+                // Some accounts end at some day: nobody tells that.
+                person.state = self.reader.state(&person.attributes, clock::unix_seconds());
+                if person.state == AccountState::Active {
+                    return self.answer_vouched(asked, known, person).await;
+                }
+            }
             return self.answer_known(asked, known, &filter).await;
         }
         match self.search(asked).await {
@@ -325,6 +352,16 @@ impl Profile {
             Finding::None => self.answer_after_search(asked, known, &reply).await,
             Finding::Failed(trouble) => self.answer_unread(&reply, trouble),
             other => other.into(),
+        }
+    }
+
+    async fn answer_vouched(&self, asked: &Asked, known: &Known, person: Person) -> Answer {
+        match self.bind(&known.dn, &asked.password).await {
+            Ok(reply) => match classify(&reply) {
+                Class::Gone | Class::Wrong => self.answer_after_search(asked, known, &reply).await,
+                class => self.conclude(class, &reply, person),
+            },
+            Err(trouble) => trouble.into(),
         }
     }
 
@@ -419,6 +456,16 @@ impl Profile {
             (finding, _) => finding,
         }
     }
+}
+
+/// Whether all that is read of an entry changes only when the entry itself is touched. Groups, and filters of any kind,
+/// may depend on other entries.
+fn told_in_full(section: &Directory, wanted: &[String]) -> bool {
+    let by_group = |text: &str| text.to_ascii_lowercase().contains("memberof");
+    let mut filters = section.search.values().map(|search| search.filter.as_str());
+    !section.identity.disabled_rule.starts_with("filter:")
+        && !wanted.iter().any(|name| by_group(name))
+        && !filters.any(by_group)
 }
 
 /// RFC 4511 §4.5.1.8: no attributes; an empty list would mean all of them.
