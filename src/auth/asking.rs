@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::flights::{self, Settled};
 use super::gate::{self, Full, Standing};
-use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, account_key};
+use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, Vouched, account_key};
 use super::password::{CheckError, Checked};
 use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Source, name_key};
 use crate::clock;
@@ -25,6 +25,7 @@ struct Asking {
     password: Password,
     client: Option<IpAddr>,
     protocol: Option<&'static str>,
+    asked: Instant,
     deadline: Instant,
 }
 
@@ -53,6 +54,7 @@ impl Authenticator {
             password: attempt.password.clone(),
             client: attempt.client,
             protocol: service.protocol(),
+            asked: clock::now(),
             deadline: attempt.arrived + setup.deadline,
         };
         let core = Arc::clone(self);
@@ -229,7 +231,8 @@ impl Authenticator {
         };
         let person = Arc::new(Person::local(id));
         let versions = Versions { rules: asking.setup.generation, profile: 0 };
-        let learned = Learned { name: &asking.name, person: &person, versions, now: clock::now() };
+        let (name, person, now) = (&asking.name, &person, clock::now());
+        let learned = Learned { name, person, versions, vouched: None, now };
         let mailbox = asking.setup.effective(stored);
         // A check takes its time. An answer about a hash that was changed meanwhile is not remembered.
         let is_current = || self.memory.edition() == edition;
@@ -373,11 +376,13 @@ impl Authenticator {
             Known { dn: person.dn.clone(), id: person.id.clone() }
         });
         let is_known = known.is_some() || linked.is_some();
+        // Taken before the entry is read: a feed that begins later has not told what changed before.
+        let (remembered, vouched) = vouched_now(profile, record, clock::now());
         let question = Question {
             login: &asking.login,
             password: &asking.password,
             known: known.as_ref(),
-            vouched: None,
+            vouched: remembered.as_ref(),
             linked,
             share: if is_known { Share::Known } else { Share::Newcomer },
             deadline: asking.deadline,
@@ -391,8 +396,11 @@ impl Authenticator {
         }
         let digest = record.map(|record| self.memory.digest(&record.account, &asking.password));
         let proven = record.zip(digest.as_ref());
-        Some(match answer {
-            Answer::Accepted { person, .. } => self.accept(asking, profile, person, stored).await,
+        let account = answer.person().map(|person| account_key(&person.profile, &person.id));
+        let settled = match answer {
+            Answer::Accepted { person, .. } => {
+                self.accept(asking, profile, (person, vouched), stored).await
+            }
             Answer::Absent => {
                 if let Some(record) = record {
                     self.memory.end_proofs(record);
@@ -436,8 +444,12 @@ impl Authenticator {
                 let why = (reason, trouble.detail.as_str());
                 self.grace_or_later(asking, profile, proven, why).await
             }
-            refusal => self.refuse_known(asking, profile, refusal, proven),
-        })
+            refusal => self.refuse_known(asking, profile, (refusal, vouched), proven),
+        };
+        if let Some(account) = account {
+            self.reread_if_touched(profile, &account, asking.asked);
+        }
+        Some(settled)
     }
 
     /// The directory knows the person and says no.
@@ -445,7 +457,7 @@ impl Authenticator {
         &self,
         asking: &Asking,
         profile: &Arc<Profile>,
-        answer: Answer,
+        (answer, vouched): (Answer, Option<Vouched>),
         proven: Option<(&Arc<Record>, &Digest)>,
     ) -> Settled {
         let terms = asking.setup.terms;
@@ -454,7 +466,7 @@ impl Authenticator {
             if asking.setup.remembers(person) {
                 let versions =
                     Versions { rules: asking.setup.generation, profile: profile.epoch() };
-                then(&Learned { name: &asking.name, person, versions, now });
+                then(&Learned { name: &asking.name, person, versions, vouched, now });
             } else {
                 self.end_proofs_of(person);
             }
@@ -509,10 +521,10 @@ impl Authenticator {
 
     /// The password is right: make or update the mailbox, and remember.
     async fn accept(
-        &self,
+        self: &Arc<Self>,
         asking: &Asking,
         profile: &Arc<Profile>,
-        person: Person,
+        (person, vouched): (Person, Option<Vouched>),
         stored: Option<&Mailbox>,
     ) -> Settled {
         let setup = &asking.setup;
@@ -547,7 +559,8 @@ impl Authenticator {
         };
         if setup.remembers(&person) {
             let now = clock::now();
-            let learned = Learned { name: &asking.name, person: &person, versions, now };
+            let (name, person) = (&asking.name, &person);
+            let learned = Learned { name, person, versions, vouched, now };
             let net = gate::net(asking.client);
             self.memory.prove(&learned, &asking.password, ready.seen(edition), net);
         } else {
@@ -677,6 +690,19 @@ impl Asking {
 
     fn refused_proven(&self, reason: Reason) -> Settled {
         self.refused_because(reason, None)
+    }
+}
+
+/// The person as remembered, if a feed has told every change since; and who vouches for what this question learns.
+fn vouched_now(
+    profile: &Profile,
+    record: Option<&Arc<Record>>,
+    now: Instant,
+) -> (Option<Arc<Person>>, Option<Vouched>) {
+    let Some(run) = profile.vouching() else { return (None, None) };
+    match record.and_then(|record| record.vouched(run, now)) {
+        Some((person, vouched)) => (Some(person), Some(vouched)),
+        None => (None, Some(Vouched { run, since: now })),
     }
 }
 

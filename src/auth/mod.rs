@@ -7,6 +7,7 @@
 mod access;
 mod asking;
 mod attempt;
+mod changes;
 mod complaints;
 mod flights;
 mod gate;
@@ -39,6 +40,7 @@ pub use attempt::{
 };
 pub use memory::{ProofShown, Remembered};
 
+use changes::Touched;
 use complaints::Complaints;
 use flights::{Flights, Settled};
 use gate::Gates;
@@ -53,6 +55,7 @@ pub struct Authenticator {
     memory: Memory,
     flights: Flights,
     gates: Gates,
+    touched: Touched,
     complaints: Complaints,
     checks: Checks,
     store: Store,
@@ -166,6 +169,7 @@ impl Authenticator {
             memory: Memory::new(parts.memory_capacity, parts.memory_key),
             flights: Flights::default(),
             gates: Gates::default(),
+            touched: Touched::default(),
             complaints: Complaints::default(),
             checks: Checks::default(),
             store: parts.store,
