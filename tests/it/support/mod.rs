@@ -9,6 +9,7 @@ pub(crate) mod gatepost;
 pub(crate) mod haproxy;
 pub(crate) mod nginx;
 pub(crate) mod postfix;
+pub(crate) mod samba;
 pub(crate) mod site;
 pub(crate) mod slapd;
 
