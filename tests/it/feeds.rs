@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::gatepost::{Answer, Configuration, Gatepost};
 use crate::support::samba::Samba;
 use crate::support::slapd::{FORMER, Slapd, Wish, mail_of, password_of};
+use crate::support::three_eight_nine::ThreeEightNine;
 use crate::support::{now, pass_time, wait_until};
 
 const NEW: &str = "new-Tr0ub4dor";
@@ -15,6 +16,9 @@ const SOON: Duration = Duration::from_secs(2);
 
 /// Long enough for a change to be seen, where the test is that nothing happens.
 const A_WHILE: Duration = Duration::from_millis(700);
+
+/// With `fresh = "1ms"` the directory is asked again after this.
+const NOT_FRESH: Duration = Duration::from_millis(5);
 
 fn syncprov() -> Wish {
     Wish { syncprov: true, ppolicy: true, ..Wish::default() }
@@ -28,6 +32,7 @@ fn start(wish: Wish) -> (Gatepost, Slapd) {
 fn start_with(memory: &str, wish: Wish, disabled_rule: &str) -> (Gatepost, Slapd) {
     let slapd = Slapd::with(wish);
     let mut configuration = Configuration::new(&slapd);
+    configuration.change("directory.planet", "feed", "\"auto\"");
     configuration.add("memory", &format!("{memory}\nabsent = \"1ms\""));
     configuration.add("directory.planet.identity", &format!("disabled_rule = {disabled_rule:?}"));
     (configuration.start(), slapd)
@@ -155,6 +160,21 @@ fn failed_logins_change_nothing() {
     assert_eq!(slapd.binds_as("fry"), binds + 2, "only those two");
 }
 
+/// Where no stamp tells, any other change may be a new password; a login's own trace is none.
+#[test]
+fn logins_that_leave_their_time_at_the_entry_change_nothing() {
+    let wish = Wish { syncprov: true, last_bind: true, ..Wish::default() };
+    let (gatepost, slapd) = start(wish);
+    followed(&gatepost, "syncrepl");
+    accepted(&login(&gatepost, &password_of("fry")));
+
+    assert!(slapd.bind("fry", &password_of("fry")));
+    pass_time(A_WHILE);
+
+    accepted(&login(&gatepost, &password_of("fry")));
+    assert_eq!(slapd.binds_as("fry"), 2, "ours and that one");
+}
+
 #[test]
 fn a_feed_that_broke_off_comes_back_and_tells_what_it_missed() {
     let (gatepost, mut slapd) = start(syncprov());
@@ -186,7 +206,7 @@ fn a_reload_keeps_the_feed_or_ends_it() {
     pass_time(A_WHILE);
     assert_eq!(began(&gatepost), 1, "the profile is the same");
 
-    gatepost.configuration.add("directory.planet", "feed = \"none\"");
+    gatepost.configuration.change("directory.planet", "feed", "\"none\"");
     gatepost.hup();
     wait_until("the feed has ended", SOON, || {
         gatepost.metric("gatepost_directory_feed", &[]) == 0.0
@@ -259,6 +279,7 @@ fn while_a_feed_vouches_for_an_entry_the_bind_alone_is_asked() {
     accepted(&login(&gatepost, &password_of("fry")));
 
     for _ in 0..3 {
+        pass_time(NOT_FRESH);
         accepted(&login(&gatepost, &password_of("fry")));
     }
     assert_eq!((slapd.binds_as("fry"), reads()), (4, 0));
@@ -282,7 +303,29 @@ fn nobody_vouches_for_a_filter() {
     followed(&gatepost, "syncrepl");
 
     accepted(&login(&gatepost, &password_of("fry")));
+    pass_time(NOT_FRESH);
     accepted(&login(&gatepost, &password_of("fry")));
 
     assert!(slapd.count_log(&["SRCH base=\"uid=fry,", "scope=0"]) > 0);
+}
+
+#[test]
+fn changes_at_389_directory_server_are_seen_by_its_content_sync() {
+    let server = ThreeEightNine::start();
+    let mut configuration = Configuration::for_389(&server);
+    configuration.add("memory", "fresh = \"1h\"\nabsent = \"1ms\"\nrefused = \"1h\"");
+    let gatepost = configuration.start();
+    followed(&gatepost, "syncrepl");
+    accepted(&login(&gatepost, &password_of("fry")));
+
+    server.set_attribute("fry", "nsAccountLock", "true");
+    refused_soon(&gatepost, "389-ds: disabled", "disabled");
+    server.set_attribute("fry", "nsAccountLock", "false");
+    wait_until("fry is back", SOON, || login(&gatepost, &password_of("fry")).status == 200);
+    server.set_attribute("fry", "userPassword", NEW);
+    refused_soon(&gatepost, "389-ds: a changed password", "wrong-password");
+    accepted(&login(&gatepost, NEW));
+
+    server.delete("fry");
+    wait_until("fry is gone", SOON, || login(&gatepost, NEW).reason() == "unknown");
 }

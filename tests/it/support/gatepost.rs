@@ -19,6 +19,7 @@ use super::dovecot::{Place, dict_key};
 use super::postfix;
 use super::samba::{self, Samba};
 use super::slapd::{LEAK_MARK, PEOPLE, SERVICE_DN, SERVICE_PASSWORD, Slapd};
+use super::three_eight_nine::ThreeEightNine;
 use super::{MAIL_ID, Running, directory_of, free_port, program, read_text, scratch, wait_until};
 
 /// Every configuration of the tests is these tables; a test replaces the ones it is about.
@@ -57,6 +58,16 @@ impl Configuration {
         );
         new.set("directory.planet.search.people", &format!("base = \"CN=Users,{}\"", samba::BASE));
         new.set("directory.planet.identity", "login_attributes = [\"mail\"]");
+        new
+    }
+
+    /// The same with a 389 Directory Server.
+    pub(crate) fn for_389(server: &ThreeEightNine) -> Self {
+        let mut new = Self::without_directory();
+        new.planet(server.port);
+        new.home(&format!("{}/mail/{{domain}}/{{local}}", new.path("").display()));
+        new.change("directory.planet", "preset", "\"389ds\"");
+        new.change("directory.planet", "feed", "\"auto\"");
         new
     }
 
@@ -235,7 +246,8 @@ impl Configuration {
             &format!(
                 "preset = \"openldap\"\ndomains = [\"planetexpress.com\"]\nhosts = [\"127.0.0.1\"]\nport = {port}\n\
                  tls = \"none\"\nbind_dn = \"{SERVICE_DN}\"\nbind_password = \"{SERVICE_PASSWORD}\"\n\
-                 connect_timeout = \"2s\"\ntimeout = \"2s\""
+                 connect_timeout = \"2s\"\ntimeout = \"2s\"\n\
+                 feed = \"none\""
             ),
         );
         self.set(

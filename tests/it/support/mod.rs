@@ -12,6 +12,7 @@ pub(crate) mod postfix;
 pub(crate) mod samba;
 pub(crate) mod site;
 pub(crate) mod slapd;
+pub(crate) mod three_eight_nine;
 
 use std::collections::HashSet;
 use std::fs;

@@ -68,6 +68,8 @@ pub(crate) struct Wish {
     pub(crate) member_of: bool,
     /// Changes are told as they happen (RFC 4533).
     pub(crate) syncprov: bool,
+    /// Each login leaves its time at the entry.
+    pub(crate) last_bind: bool,
     /// Also recruit01, recruit02, …
     pub(crate) recruits: usize,
 }
@@ -290,6 +292,9 @@ fn configuration(directory: &Path, wish: Wish) -> String {
     }
     if wish.member_of {
         text += "overlay memberof\n";
+    }
+    if wish.last_bind {
+        text += "lastbind on\n";
     }
     if wish.syncprov {
         text += "overlay syncprov\n";
