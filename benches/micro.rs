@@ -20,6 +20,7 @@ use gatepost::config::template::Template;
 use gatepost::directory::Directories;
 use gatepost::identity::{Address, Case};
 use gatepost::lookup::{Found, Lookup, Map};
+use gatepost::metrics::DoorName;
 use gatepost::metrics::Metrics;
 use gatepost::proto::dovecot::auth::{Event, Reply, Session, SocketKind};
 use gatepost::proto::postfix::socketmap;
@@ -100,7 +101,7 @@ fn attempt(password: &str) -> Attempt {
         client: Some([192, 0, 2, 77].into()),
         peer: None,
         session: Some("cT9sKl01".into()),
-        door: "bench".into(),
+        door: DoorName::new("bench".into()),
         arrived: clock::now(),
     }
 }

@@ -33,6 +33,7 @@ apt_install() {
     case $package in
       slapd | postfix | nginx | haproxy | fail2ban) fresh+=("$package.service") ;;
       dovecot-core) fresh+=(dovecot.service) ;;
+      samba-ad-dc) fresh+=(samba-ad-dc.service smbd.service nmbd.service winbind.service) ;;
     esac
   done
   trap allow_services EXIT

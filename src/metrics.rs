@@ -33,6 +33,7 @@ struct Inner {
     ldap_operations: Family<OperationLabels, Counter>,
     ldap_operation_duration: Family<OperationDurationLabels, Histogram, Buckets>,
     ldap_up: Family<ServerLabel, Gauge>,
+    feeds: Family<FeedLabels, Gauge>,
     connections: Family<DoorLabel, Gauge>,
     connections_total: Family<DoorLabel, Counter>,
     lookups: Family<LookupLabels, Counter>,
@@ -209,6 +210,27 @@ impl Metrics {
         self.0.ldap_up.remove(&ServerLabel { server: server.to_owned() });
     }
 
+    /// Changes at a directory are heard of in this way (a word of [`crate::directory::feed::Kind`]).
+    pub fn feed(&self, directory: &str, kind: &'static str) {
+        self.feed_forgotten(directory);
+        let labels = FeedLabels { directory: directory.to_owned(), kind };
+        self.0.feeds.get_or_create(&labels).set(1);
+    }
+
+    /// Changes at a directory are not heard of.
+    pub fn feed_lost(&self, directory: &str) {
+        self.feed_forgotten(directory);
+        let labels = FeedLabels { directory: directory.to_owned(), kind: "none" };
+        self.0.feeds.get_or_create(&labels).set(0);
+    }
+
+    /// A directory left the configuration, or nobody wants to hear of its changes.
+    pub fn feed_forgotten(&self, directory: &str) {
+        for kind in FEED_KINDS.split(", ") {
+            self.0.feeds.remove(&FeedLabels { directory: directory.to_owned(), kind });
+        }
+    }
+
     /// A connection was taken; it counts as open until the value is dropped.
     pub fn connection_opened(&self, door: &str) -> OpenConnection {
         let labels = DoorLabel { door: door.to_owned() };
@@ -287,6 +309,7 @@ impl Inner {
             ldap_operations: Family::default(),
             ldap_operation_duration: Family::new_with_constructor(Buckets),
             ldap_up: Family::default(),
+            feeds: Family::default(),
             connections: Family::default(),
             connections_total: Family::default(),
             lookups: Family::default(),
@@ -311,6 +334,7 @@ impl Inner {
         declare(registry, &RELOAD, self.reload_successful.clone());
         declare(registry, &CONNECTIONS, self.connections.clone());
         declare(registry, &CONNECTIONS_TOTAL, self.connections_total.clone());
+        declare(registry, &FEED, self.feeds.clone());
         declare(registry, &JOURNAL_DROPPED, self.journal_dropped.clone());
         declare(registry, &LDAP_DURATION, self.ldap_operation_duration.clone());
         declare(registry, &LDAP_OPERATIONS, self.ldap_operations.clone());
@@ -379,6 +403,16 @@ const CONNECTIONS_TOTAL: Declared = Declared {
     labels: &[DOOR],
     help: "Connections that were taken",
 };
+
+const FEED: Declared = Declared {
+    name: "gatepost_directory_feed",
+    kind: "gauge",
+    labels: &[("directory", "the table's name under `[directory]`"), ("kind", FEED_KINDS)],
+    help: "1 if changes at the directory are heard of as they happen, 0 if they are seen only when somebody is asked \
+           about again",
+};
+
+const FEED_KINDS: &str = "syncrepl, usn, timestamp, none";
 
 const JOURNAL_DROPPED: Declared = Declared {
     name: "gatepost_journal_dropped_total",
@@ -517,6 +551,12 @@ struct ServerLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FeedLabels {
+    directory: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DoorLabel {
     door: String,
 }
@@ -562,6 +602,7 @@ mod tests {
         &RELOAD,
         &CONNECTIONS,
         &CONNECTIONS_TOTAL,
+        &FEED,
         &JOURNAL_DROPPED,
         &LDAP_DURATION,
         &LDAP_OPERATIONS,
@@ -586,6 +627,7 @@ mod tests {
         metrics.login(&"dovecot".into(), "imap", refused, took);
         metrics.ldap_operation("corp", "bind", "refused", took);
         metrics.ldap_up("corp", Up::Yes);
+        metrics.feed("corp", "syncrepl");
         metrics.provisioned("created");
         metrics.refresh("accepted");
         metrics.old_password();
@@ -612,6 +654,7 @@ mod tests {
             "gatepost_login_duration_seconds_count{verdict=\"accept\",source=\"memory\"} 1",
             "gatepost_ldap_operations_total{server=\"corp\",operation=\"bind\",result=\"refused\"} 1",
             "gatepost_ldap_up{server=\"corp\"} 1",
+            "gatepost_directory_feed{directory=\"corp\",kind=\"syncrepl\"} 1",
             "gatepost_connections{door=\"dovecot\"} 1",
             "gatepost_connections_total{door=\"dovecot\"} 1",
             "gatepost_memory_entries{part=\"people\"} 3",

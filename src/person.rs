@@ -80,6 +80,11 @@ impl Attributes {
         self.0.entry(name.to_ascii_lowercase().into()).or_default().extend(values);
     }
 
+    /// Takes an attribute out.
+    pub fn remove(&mut self, name: &str) {
+        self.0.remove(name.to_ascii_lowercase().as_str());
+    }
+
     /// All values of an attribute, in the order the directory gave them.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         let values = match self.0.get(name) {

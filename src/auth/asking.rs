@@ -9,7 +9,9 @@ use std::time::Instant;
 use super::flights::{self, Settled};
 use super::gate::{self, Full, Net, Standing};
 use super::leave::{self, BindLeave};
-use super::memory::{Digest, Grace, Learned, Recall, Record, Seen, Versions, Wrong, account_key};
+use super::memory::{
+    Digest, Grace, Learned, Recall, Record, Seen, Versions, Vouched, Wrong, account_key,
+};
 use super::password::{CheckError, Checked};
 use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Source, name_key};
 use crate::clock;
@@ -53,6 +55,7 @@ pub(super) struct Asking {
     pub(super) password: Password,
     pub(super) client: Option<IpAddr>,
     pub(super) protocol: Option<&'static str>,
+    pub(super) asked: Instant,
     pub(super) deadline: Instant,
     pub(super) urgency: Urgency,
 }
@@ -294,7 +297,8 @@ impl Authenticator {
         };
         let person = Arc::new(Person::local(id));
         let versions = Versions { rules: asking.setup.generation, profile: 0 };
-        let learned = Learned { name: &asking.name, person: &person, versions, now: clock::now() };
+        let (name, person, now) = (&asking.name, &person, clock::now());
+        let learned = Learned { name, person, versions, vouched: None, now };
         let mailbox = asking.setup.effective(stored);
         // A check takes its time. An answer about a hash that was changed meanwhile is not remembered.
         let is_current = || self.memory.edition() == edition;
@@ -441,10 +445,13 @@ impl Authenticator {
             directory::Known { dn: person.dn.clone(), id: person.id.clone() }
         });
         let is_known = known.is_some() || linked.is_some();
+        // Taken before the entry is read: a feed that begins later has not told what changed before.
+        let (remembered, vouched) = vouched_now(profile, record, clock::now());
         let question = Question {
             login: &asking.login,
             password: &asking.password,
             known: known.as_ref(),
+            vouched: remembered.as_ref(),
             linked,
             share: asking.share(is_known),
             deadline: asking.deadline,
@@ -459,15 +466,16 @@ impl Authenticator {
         }
         let digest = record.map(|record| self.memory.digest(&record.account, &asking.password));
         let proven = record.zip(digest.as_ref());
-        Some(match answer {
-            Answer::Accepted { person, grace_logins: true } => {
-                let account = account_key(&person.profile, &person.id);
-                let settled = self.accept(asking, profile, person, stored).await;
-                // Each bind burns one (B-2).
-                self.memory.account(&account).inspect(|record| record.never_refresh());
+        let account = answer.person().map(|person| account_key(&person.profile, &person.id));
+        let settled = match answer {
+            Answer::Accepted { person, grace_logins } => {
+                let settled = self.accept(asking, profile, (person, vouched), stored).await;
+                if grace_logins && let Some(account) = &account {
+                    // Each bind burns one (B-2).
+                    self.memory.account(account).inspect(|record| record.never_refresh());
+                }
                 settled
             }
-            Answer::Accepted { person, .. } => self.accept(asking, profile, person, stored).await,
             Answer::Withheld { id } => self.withheld(asking, profile, &id),
             Answer::Absent => {
                 if let Some(record) = record {
@@ -512,8 +520,12 @@ impl Authenticator {
                 let why = (reason, trouble.detail.as_str());
                 self.grace_or_later(asking, profile, proven, why).await
             }
-            refusal => self.refuse_known(asking, profile, refusal, proven),
-        })
+            refusal => self.refuse_known(asking, profile, (refusal, vouched), proven),
+        };
+        if let Some(account) = account {
+            self.reread_if_touched(profile, &account, asking.asked);
+        }
+        Some(settled)
     }
 
     fn leave(self: &Arc<Self>, asking: &Asking, profile: &Arc<Profile>) -> Arc<dyn Leave> {
@@ -552,7 +564,7 @@ impl Authenticator {
         &self,
         asking: &Asking,
         profile: &Arc<Profile>,
-        answer: Answer,
+        (answer, vouched): (Answer, Option<Vouched>),
         proven: Option<(&Arc<Record>, &Digest)>,
     ) -> Settled {
         let terms = asking.setup.terms;
@@ -561,7 +573,7 @@ impl Authenticator {
             if asking.setup.remembers(person) {
                 let versions =
                     Versions { rules: asking.setup.generation, profile: profile.epoch() };
-                then(&Learned { name: &asking.name, person, versions, now });
+                then(&Learned { name: &asking.name, person, versions, vouched, now });
             } else {
                 self.end_proofs_of(person);
             }
@@ -617,10 +629,10 @@ impl Authenticator {
 
     /// The password is right: make or update the mailbox, and remember.
     async fn accept(
-        &self,
+        self: &Arc<Self>,
         asking: &Asking,
         profile: &Arc<Profile>,
-        person: Person,
+        (person, vouched): (Person, Option<Vouched>),
         stored: Option<&Stored>,
     ) -> Settled {
         let setup = &asking.setup;
@@ -659,7 +671,8 @@ impl Authenticator {
         };
         if setup.remembers(&person) {
             let now = clock::now();
-            let learned = Learned { name: &asking.name, person: &person, versions, now };
+            let (name, person) = (&asking.name, &person);
+            let learned = Learned { name, person, versions, vouched, now };
             let net = gate::net(asking.client);
             self.memory.prove(&learned, &asking.password, ready.seen(edition), net);
         } else {
@@ -810,6 +823,7 @@ impl Asking {
             password: attempt.password.clone(),
             client: attempt.client,
             protocol: service.protocol(),
+            asked: clock::now(),
             deadline: attempt.arrived + setup.deadline,
             urgency: Urgency::Login,
         }
@@ -840,6 +854,19 @@ impl Asking {
 
     fn refused_proven(&self, reason: Reason) -> Settled {
         self.refused_because(reason, None)
+    }
+}
+
+/// The person as remembered, if a feed has told every change since; and who vouches for what this question learns.
+fn vouched_now(
+    profile: &Profile,
+    record: Option<&Arc<Record>>,
+    now: Instant,
+) -> (Option<Arc<Person>>, Option<Vouched>) {
+    let Some(run) = profile.vouching() else { return (None, None) };
+    match record.and_then(|record| record.vouched(run, now)) {
+        Some((person, vouched)) => (Some(person), Some(vouched)),
+        None => (None, Some(Vouched { run, since: now })),
     }
 }
 

@@ -15,7 +15,7 @@ use super::Reason;
 use super::gate::Net;
 use super::old_passwords::OldPasswordClient;
 use crate::cache::Bounded;
-use crate::person::{Person, Stamp};
+use crate::person::{AccountState, Person, Stamp};
 use crate::secret::Password;
 use crate::store::Mailbox;
 
@@ -35,6 +35,8 @@ const MAX_FORMER: usize = 4;
 const REFRESH_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// A refusal that is hit reads the entry's stamp at most this often (login.md M-4).
 const STAMP_READ_EVERY: Duration = Duration::from_secs(10);
+/// A person is read again after this time, whatever a feed says.
+const VOUCHED_FOR: Duration = Duration::from_secs(6 * 3_600);
 /// What a record takes beside its person, in bytes: the struct, its lists, the maps' own share.
 const RECORD_BYTES: usize = 1400;
 
@@ -154,6 +156,10 @@ struct State {
     refresh: Refresh,
     names: Vec<Name>,
     nets: Vec<Net>,
+    /// The entry may have changed then: what was learned before is asked about again.
+    doubted: Option<Instant>,
+    /// A feed tells whatever changes of the person.
+    vouched: Option<Vouched>,
     /// Nothing is remembered here any more: a login under way must not bring it back.
     forgotten: bool,
 }
@@ -213,6 +219,15 @@ struct Nobody {
     reason: Reason,
 }
 
+/// A feed that told every change since the person was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vouched {
+    /// Which (see [`crate::directory::Profile::vouching`]).
+    pub run: u64,
+    /// When the person was read.
+    pub since: Instant,
+}
+
 /// What the directory said of a known account, as memory keeps it.
 #[derive(Debug)]
 pub struct Learned<'a> {
@@ -222,8 +237,23 @@ pub struct Learned<'a> {
     pub person: &'a Arc<Person>,
     /// What the answer was made with.
     pub versions: Versions,
+    /// The feed that has told every change since the person was read.
+    pub vouched: Option<Vouched>,
     /// When.
     pub now: Instant,
+}
+
+/// What a touched entry turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Disabled, removed, or left out by the filter: what was proven has ended.
+    Ended,
+    /// Nothing that counts.
+    Nothing,
+    /// The password or the standing changed, or may have: whatever is remembered is asked about again.
+    Password,
+    /// The attributes that make the mailbox: it is planned again.
+    Person,
 }
 
 /// What a proof is worth while no directory answers.
@@ -484,7 +514,56 @@ impl Memory {
             let mut person = Person::clone(&state.person);
             person.stamp = stamp;
             state.person = Arc::new(person);
+            state.vouched = None;
         }
+    }
+
+    /// The entry was touched, and this was read of it since. `by_login`: it was a login that touched it last.
+    pub fn reread(
+        &self,
+        record: &Record,
+        (person, vouched): (Arc<Person>, Option<Vouched>),
+        by_login: bool,
+    ) -> Change {
+        let mut state = record.lock();
+        state.vouched = vouched;
+        let before = std::mem::replace(&mut state.person, person);
+        let now = Arc::clone(&state.person);
+        let mapped = now.attributes != before.attributes || now.dn != before.dn;
+        if mapped {
+            state.rules = 0;
+        }
+        if now.state == AccountState::Disabled || now.one_time {
+            state.proofs.clear();
+            return Change::Ended;
+        }
+        // An entry without a readable stamp does not tell a new password from any other change.
+        let stands = match now.stamp {
+            Stamp::At(_) => now.stamp == before.stamp,
+            Stamp::Unreadable => now.stamp == before.stamp && by_login,
+        };
+        if stands && now.state == before.state {
+            return if mapped { Change::Person } else { Change::Nothing };
+        }
+        state.refusals.clear();
+        state.barred = None;
+        state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
+        Change::Password
+    }
+
+    /// The entry may have changed, but could not be read: what was learned until now is asked about again. Grace
+    /// stays, for nobody has said no.
+    pub fn doubt(&self, record: &Record, now: Instant) {
+        record.lock().doubted = Some(now);
+    }
+
+    /// The accounts of a profile.
+    #[must_use]
+    pub fn of_profile(&self, profile: &str) -> Vec<Arc<Record>> {
+        let prefix = account_key(profile, "");
+        let accounts = self.accounts();
+        let of_it = accounts.records.iter().filter(|(account, _)| account.starts_with(&prefix));
+        of_it.filter_map(|(_, record)| record.upgrade()).collect()
     }
 
     /// A mailbox was planned again from remembered attributes.
@@ -597,6 +676,7 @@ impl Memory {
             state.refusals.clear();
         }
         state.person = Arc::clone(person);
+        state.vouched = learned.vouched;
         drop(state);
         record
     }
@@ -645,7 +725,7 @@ impl Accounts {
 }
 
 impl Record {
-    fn new(account: Box<str>, person: Arc<Person>) -> Self {
+    pub(super) fn new(account: Box<str>, person: Arc<Person>) -> Self {
         Self {
             account,
             state: Mutex::new(State {
@@ -660,6 +740,8 @@ impl Record {
                 refresh: Refresh::WhenDue,
                 names: Vec::new(),
                 nets: Vec::new(),
+                doubted: None,
+                vouched: None,
                 forgotten: false,
             }),
         }
@@ -669,6 +751,30 @@ impl Record {
     #[must_use]
     pub fn person(&self) -> Arc<Person> {
         Arc::clone(&self.lock().person)
+    }
+
+    /// The person, if this run of a feed has told every change since they were read, and that is not too long ago to
+    /// rely on it.
+    #[must_use]
+    pub fn vouched(&self, run: u64, now: Instant) -> Option<(Arc<Person>, Vouched)> {
+        let state = self.lock();
+        let is_valid = |it: &Vouched| it.run == run && now < it.since + VOUCHED_FOR;
+        let vouched = state.vouched.filter(is_valid)?;
+        Some((Arc::clone(&state.person), vouched))
+    }
+
+    /// Nothing is remembered here that would be answered without asking.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        let state = self.lock();
+        let learned = state.proofs.iter().map(|proof| proof.at);
+        let mut learned = learned.chain(state.refusals.iter().map(|refusal| refusal.at));
+        state.doubted.is_some() && !learned.any(|at| state.is_undoubted(at))
+    }
+
+    /// Something has touched the entry: nobody vouches for what is remembered of it.
+    pub fn unvouch(&self) {
+        self.lock().vouched = None;
     }
 
     /// The mailbox as last seen.
@@ -803,7 +909,10 @@ impl State {
 
     fn is_fresh(&self, digest: &Digest, newest: Versions, terms: Terms, now: Instant) -> bool {
         self.proof(digest).is_some_and(|proof| {
-            !proof.demoted && proof.profile == newest.profile && now < proof.at + terms.fresh
+            !proof.demoted
+                && proof.profile == newest.profile
+                && now < proof.at + terms.fresh
+                && self.is_undoubted(proof.at)
         })
     }
 
@@ -819,7 +928,13 @@ impl State {
             refusal.digest == *digest
                 && refusal.profile == newest.profile
                 && trusted.is_none_or(|trusted| now < refusal.at + trusted)
+                && self.is_undoubted(refusal.at)
         })
+    }
+
+    /// Nothing has spoken against what was learned at this time.
+    fn is_undoubted(&self, learned: Instant) -> bool {
+        self.doubted.is_none_or(|doubted| learned > doubted)
     }
 
     /// A password that was right is old once another has been accepted.
@@ -973,6 +1088,7 @@ mod tests {
                 name: "fry@x.example",
                 person: &self.person,
                 versions: NEWEST,
+                vouched: None,
                 now: self.at(seconds),
             }
         }
@@ -1183,6 +1299,89 @@ mod tests {
 
         assert_eq!(fixture.recall("new", 1), "ask");
         assert_eq!(fixture.recall("old", 1), "ask");
+    }
+
+    #[test]
+    fn a_touched_entry_ends_what_it_contradicts_and_nothing_else() {
+        let fixture = Fixture::new();
+        let reread = |change: &dyn Fn(&mut Person), by_login| {
+            let record = fixture.memory.record("fry@x.example").unwrap();
+            let mut person = Person::clone(&fixture.person);
+            change(&mut person);
+            fixture.memory.reread(&record, (Arc::new(person), None), by_login)
+        };
+        let remember = || {
+            fixture.prove("good", 0);
+            fixture.refuse("guess", 0);
+        };
+
+        remember();
+        assert_eq!(reread(&|_| {}, false), Change::Nothing);
+        assert_eq!(fixture.recall("good", 1), "proven");
+
+        remember();
+        let mail =
+            |person: &mut Person| person.attributes.insert("mail", [b"new".as_slice().into()]);
+        assert_eq!(reread(&mail, false), Change::Person);
+        assert_eq!(fixture.recall("good", 1), "replan");
+
+        remember();
+        assert_eq!(reread(&|person| person.stamp = Stamp::At([2; 16]), false), Change::Password);
+        assert_eq!((fixture.recall("good", 1), fixture.recall("guess", 1)), ("ask", "ask"));
+        assert!(!fixture.grace("good", 1000));
+
+        remember();
+        assert_eq!(reread(&|person| person.state = AccountState::Disabled, false), Change::Ended);
+        assert_eq!(fixture.recall("good", 1), "ask");
+    }
+
+    #[test]
+    fn without_a_stamp_any_touch_but_a_login_may_be_a_new_password() {
+        let mut fixture = Fixture::new();
+        fixture.person = person("1", Stamp::Unreadable);
+        for (by_login, change, recalled) in
+            [(true, Change::Nothing, "proven"), (false, Change::Password, "ask")]
+        {
+            fixture.prove("good", 0);
+            let record = fixture.memory.record("fry@x.example").unwrap();
+            let same = (Arc::clone(&fixture.person), None);
+            assert_eq!(fixture.memory.reread(&record, same, by_login), change);
+            assert_eq!(fixture.recall("good", 1), recalled);
+        }
+    }
+
+    #[test]
+    fn what_is_doubted_is_asked_about_and_keeps_its_grace() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        fixture.refuse("guess", 0);
+        let record = fixture.memory.record("fry@x.example").unwrap();
+
+        fixture.memory.doubt(&record, fixture.at(1));
+
+        assert_eq!((fixture.recall("good", 2), fixture.recall("guess", 2)), ("ask", "ask"));
+        assert!(fixture.grace("good", 1000));
+        assert!(record.is_doubted());
+        fixture.prove("good", 3);
+        assert!(!record.is_doubted());
+        assert_eq!(fixture.recall("good", 4), "proven");
+    }
+
+    #[test]
+    fn a_feed_vouches_for_what_was_read_in_its_run_and_not_for_ever() {
+        let fixture = Fixture::new();
+        let vouched = Some(Vouched { run: 7, since: fixture.at(0) });
+        let password = Password::new("good");
+        let seen = Seen { mailbox: mailbox(), edition: fixture.memory.edition(), written: true };
+        let learned = Learned { vouched, ..fixture.learned(0) };
+        fixture.memory.prove(&learned, &password, seen, gate::net(None));
+        let record = fixture.memory.record("fry@x.example").unwrap();
+
+        assert!(record.vouched(7, fixture.at(100)).is_some());
+        assert!(record.vouched(8, fixture.at(100)).is_none());
+        assert!(record.vouched(7, fixture.at(6 * 3_600)).is_none());
+        record.unvouch();
+        assert!(record.vouched(7, fixture.at(100)).is_none());
     }
 
     #[test]

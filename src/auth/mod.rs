@@ -8,6 +8,7 @@ mod access;
 mod asking;
 mod attempt;
 mod budget;
+mod changes;
 mod complaints;
 mod flights;
 mod gate;
@@ -48,6 +49,7 @@ pub use old_passwords::{OldPasswordClient, OldPasswordLogin};
 
 use asking::Asking;
 use budget::Budgets;
+use changes::Touched;
 use complaints::Complaints;
 use flights::{Flights, Settled};
 use gate::Gates;
@@ -69,6 +71,7 @@ pub struct Authenticator {
     old_passwords: OldPasswords,
     /// Places for questions in the background.
     background: Arc<Semaphore>,
+    touched: Touched,
     complaints: Complaints,
     checks: Checks,
     store: Store,
@@ -197,6 +200,7 @@ impl Authenticator {
             unproven: Unproven::default(),
             old_passwords: OldPasswords::default(),
             background: Arc::new(Semaphore::new(refresh::MAX_BACKGROUND)),
+            touched: Touched::default(),
             complaints: Complaints::default(),
             checks: Checks::default(),
             store: parts.store,

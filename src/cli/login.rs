@@ -68,6 +68,7 @@ async fn test(
             login: &case.login,
             password,
             known: None,
+            vouched: None,
             linked: route.linked(),
             share: Share::Known,
             leave: None,

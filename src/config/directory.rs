@@ -71,6 +71,10 @@ pub struct Directory {
     pub queue: usize,
     /// Connections older than this are replaced.
     pub connection_max_age: Span,
+    /// Whether changes are heard of as they happen: auto (RFC 4533 if the server has it, else Active Directory's update
+    /// numbers, else the entries' modifyTimestamp; `gatepost_directory_feed` tells) | none (they are seen when somebody
+    /// is asked about again).
+    pub feed: FeedChoice,
     /// Where people are looked for: one table per base.
     pub search: BTreeMap<String, Search>,
     /// Who is who. What is left out comes from the preset.
@@ -116,6 +120,7 @@ impl Default for Directory {
             bind_connections: 32,
             queue: 256,
             connection_max_age: Span::seconds(1800),
+            feed: FeedChoice::Auto,
             search: BTreeMap::new(),
             identity: Identity::default(),
             auth: Auth::default(),
@@ -159,6 +164,16 @@ pub enum Tls {
     None,
     /// Clear text, then TLS; a server that refuses is not used.
     Starttls,
+}
+
+/// Whether changes are heard of as they happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FeedChoice {
+    /// In the best way that the server has.
+    Auto,
+    /// No.
+    None,
 }
 
 /// Where people are looked for.

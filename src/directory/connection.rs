@@ -3,12 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use ldap3::controls::RawControl;
-use ldap3::{Ldap, LdapError, LdapResult, Scope, SearchOptions};
+use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
+use ldap3::{Ldap, LdapError, LdapResult, Scope, SearchOptions, SearchStream};
 use tokio::time::timeout;
 
 use super::connect::show;
 use super::entry::{self, Entry, EntryError, Item};
+use super::feed::SYNC_STATE_OID;
 use super::filter::Filter;
 use super::verdict::{BindReply, POLICY_OID, parse_policy};
 use crate::clock;
@@ -109,10 +110,28 @@ impl Connection {
         query: &Query<'_>,
         within: Duration,
     ) -> Result<Found, OperationError> {
-        limited(within, self.run(query, within)).await?
+        limited(within, self.run(query, Vec::new(), within)).await?
     }
 
-    async fn run(&self, query: &Query<'_>, within: Duration) -> Result<Found, OperationError> {
+    /// The same, with entries that were removed, as Active Directory keeps them, where they may be seen.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub(super) async fn search_removed_too(
+        &self,
+        query: &Query<'_>,
+        within: Duration,
+    ) -> Result<Found, OperationError> {
+        let control = RawControl { ctype: SHOW_DELETED_OID.to_owned(), crit: false, val: None };
+        limited(within, self.run(query, vec![control], within)).await?
+    }
+
+    async fn run(
+        &self,
+        query: &Query<'_>,
+        controls: Vec<RawControl>,
+        within: Duration,
+    ) -> Result<Found, OperationError> {
         let failed = |error| match error {
             LdapError::FilterParsing => OperationError::Filter(query.filter.as_str().to_owned()),
             other => operation_error(other, within),
@@ -120,6 +139,9 @@ impl Connection {
         let mut ldap = self.ldap.clone();
         let options = SearchOptions::new().sizelimit(i32::from(query.limit));
         // The plain stream: adapters, `search()` among them, leave each message id in a set that only grows.
+        if !controls.is_empty() {
+            ldap.with_controls(controls);
+        }
         let mut stream = ldap
             .with_search_options(options)
             .with_timeout(within)
@@ -153,6 +175,29 @@ impl Connection {
         Ok(Found { code: rc, text, entries })
     }
 
+    /// A search that goes on after what is there: every change follows as it happens (RFC 4533, refreshAndPersist).
+    /// `cookie` says since when. A server that does not know the control refuses the search.
+    ///
+    /// # Errors
+    /// [`OperationError`]; `within` is the time to send it.
+    pub(super) async fn follow(
+        &self,
+        query: &Query<'_>,
+        cookie: Option<Vec<u8>>,
+        within: Duration,
+    ) -> Result<Following, OperationError> {
+        let request =
+            SyncRequest { mode: RefreshMode::RefreshAndPersist, cookie, reload_hint: false };
+        let control = RawControl { crit: true, ..RawControl::from(request) };
+        let mut ldap = self.ldap.clone();
+        ldap.with_controls(control);
+        let (filter, attributes) = (query.filter.as_str(), query.attributes.to_vec());
+        // No time limit of the stream: the next change may come tomorrow.
+        let begun = ldap.streaming_search(query.base, query.scope, filter, attributes);
+        let stream = limited(within, begun).await?;
+        Ok(Following { stream: stream.map_err(|error| operation_error(error, within))? })
+    }
+
     /// The server's certificate (DER), on a protected connection.
     pub(super) async fn certificate(&mut self, within: Duration) -> Option<Vec<u8>> {
         timeout(within, self.ldap.get_peer_certificate()).await.ok()?.ok()?
@@ -170,6 +215,49 @@ impl Connection {
         now.saturating_duration_since(self.born)
     }
 }
+
+/// A search that goes on.
+pub(super) struct Following {
+    stream: SearchStream<'static, String, Vec<String>>,
+}
+
+/// What a search that goes on tells.
+pub(super) enum Followed {
+    /// An entry, with the value of its sync state control.
+    Entry { entry: Entry, state: Option<Vec<u8>> },
+    /// The value of a message between entries.
+    Info(Vec<u8>),
+    /// A referral.
+    Nothing,
+    /// It is over; it must not be asked again.
+    Ended { code: u32, text: String },
+}
+
+impl Following {
+    /// The next message. Waits as long as nothing changes, unless the connection ends. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`OperationError`]; it must not be asked again.
+    pub(super) async fn next(&mut self) -> Result<Followed, OperationError> {
+        let item = self.stream.next().await;
+        let Some(item) = item.map_err(|error| operation_error(error, Duration::ZERO))? else {
+            let LdapResult { rc, text, .. } = self.stream.finish().await;
+            return Ok(Followed::Ended { code: rc, text });
+        };
+        if item.is_intermediate() {
+            return Ok(entry::intermediate(item.0).map_or(Followed::Nothing, Followed::Info));
+        }
+        let state = item.1.into_iter().find(|control| control.1.ctype == SYNC_STATE_OID);
+        let state = state.and_then(|control| control.1.val);
+        Ok(match entry::decode(item.0)? {
+            Item::Entry(entry) => Followed::Entry { entry, state },
+            Item::Ignored => Followed::Nothing,
+        })
+    }
+}
+
+/// MS-ADTS 3.1.1.3.4.1.14: LDAP_SERVER_SHOW_DELETED_OID.
+const SHOW_DELETED_OID: &str = "1.2.840.113556.1.4.417";
 
 /// RFC 4511: sizeLimitExceeded.
 pub(super) const SIZE_LIMIT: u32 = 4;

@@ -79,6 +79,13 @@ pub fn decode(tag: StructureTag) -> Result<Item, EntryError> {
     Ok(Item::Entry(Entry { dn: text(name, "entry name")?.into(), attributes }))
 }
 
+/// The value of an intermediate response (RFC 4511 §4.13).
+pub(super) fn intermediate(tag: StructureTag) -> Option<Vec<u8>> {
+    const VALUE: u64 = 1;
+    let parts = sequence(tag, "intermediate response").ok()?;
+    octets(parts.into_iter().find(|part| part.id == VALUE)?, "value").ok()
+}
+
 /// `userCertificate;binary`, `memberOf;range=0-1499` → the name alone. Other options (`cn;lang-fr`) say that these
 /// are other values.
 fn plain_name(name: &str) -> &str {
@@ -176,7 +183,8 @@ impl Reader {
         })
     }
 
-    fn state(&self, attributes: &Attributes, wall: i64) -> AccountState {
+    /// What the attributes say of the account at this time. (Not of a rule that is a filter: the directory is asked.)
+    pub(super) fn state(&self, attributes: &Attributes, wall: i64) -> AccountState {
         let disabled = match self.identity.disabled_rule {
             DisabledRule::AdUac => {
                 has_bit(attributes, "userAccountControl", 0x2) || account_ended(attributes, wall)
@@ -327,7 +335,7 @@ fn swap_guid(bytes: [u8; 16]) -> [u8; 16] {
     [d, c, b, a, f, e, h, g, i, j, k, l, m, n, o, p]
 }
 
-fn hyphenate(hex: &str) -> String {
+pub(super) fn hyphenate(hex: &str) -> String {
     let mut output = String::with_capacity(36);
     for (index, digit) in hex.chars().enumerate() {
         if matches!(index, 8 | 12 | 16 | 20) {
@@ -338,7 +346,7 @@ fn hyphenate(hex: &str) -> String {
     output
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -342,7 +342,7 @@ impl Host {
     }
 
     /// Connects and binds as the service account, unless that was refused a moment ago.
-    async fn open(self: &Arc<Self>) -> Result<Connection, Failure> {
+    pub(super) async fn open(self: &Arc<Self>) -> Result<Connection, Failure> {
         if let Some(detail) = self.service_refusal() {
             return Err(Failure { kind: FailureKind::Ours, detail });
         }

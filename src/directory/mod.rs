@@ -21,6 +21,7 @@ pub mod breaker;
 pub mod connect;
 pub mod connection;
 pub mod entry;
+pub mod feed;
 pub mod filter;
 mod host;
 mod lockout;
@@ -182,6 +183,8 @@ pub struct Question<'a> {
     pub password: &'a crate::secret::Password,
     /// Where the person was found last time.
     pub known: Option<&'a Known>,
+    /// The person there, if a feed has told every change of the entry since it was read: it is not read again.
+    pub vouched: Option<&'a Arc<Person>>,
     /// The id of the mailbox's link: the person is found by it if no longer by name.
     pub linked: Option<&'a str>,
     /// Whose share of the connections this uses.

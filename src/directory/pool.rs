@@ -93,6 +93,11 @@ impl Pool {
         Err(failure.unwrap_or_else(|| self.nobody()))
     }
 
+    /// The server that is asked first now; `None`: all are given up.
+    pub(super) fn first(&self, now: Instant) -> Option<Arc<Host>> {
+        self.candidates(now).first().map(|(_, host)| Arc::clone(host))
+    }
+
     /// The servers worth asking, best first.
     fn candidates(&self, now: Instant) -> Vec<(usize, &Arc<Host>)> {
         let first = {

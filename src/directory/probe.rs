@@ -8,6 +8,7 @@ use super::ber::element;
 use super::connect::Target;
 use super::connection::{Connection, Query, SIZE_LIMIT};
 use super::entry::{generalized_time, show_id};
+use super::feed::Kind;
 use super::filter::Filter;
 use super::host::Service;
 use super::profile::{Profile, no_attributes};
@@ -115,8 +116,14 @@ impl Profile {
 
     async fn test_root(&self, connection: &Connection, target: &Target, steps: &mut Steps) {
         let started = clock::now();
-        let attributes = ["vendorName", "vendorVersion", "namingContexts", "supportedControl"]
-            .map(str::to_owned);
+        let attributes = [
+            "vendorName",
+            "vendorVersion",
+            "namingContexts",
+            "supportedControl",
+            "highestCommittedUSN",
+        ]
+        .map(str::to_owned);
         let filter = Filter::any();
         let query = Query {
             base: "",
@@ -139,7 +146,11 @@ impl Profile {
                     let vendor = format!("{} {}", texts("vendorName"), texts("vendorVersion"));
                     let vendor = vendor.trim();
                     let vendor = if vendor.is_empty() { "unnamed server" } else { vendor };
-                    format!("{vendor}; contexts: {}; {paging}", texts("namingContexts"))
+                    let feed = Kind::offered(&entry.attributes).as_str();
+                    format!(
+                        "{vendor}; contexts: {}; {paging}; changes by {feed}",
+                        texts("namingContexts")
+                    )
                 })
                 .unwrap_or_else(|| "not readable".to_owned())),
             Ok(found) => Err(format!("code {} {}", found.code, found.text)),

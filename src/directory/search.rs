@@ -116,14 +116,14 @@ impl Profile {
         }
     }
 
-    fn person(&self, entry: Entry) -> Result<Person, Trouble> {
+    pub(super) fn person(&self, entry: Entry) -> Result<Person, Trouble> {
         self.reader.person(entry, clock::unix_seconds()).map_err(|error| Trouble {
             why: Why::Ours,
             detail: format!("directory {}: {error}", self.name()),
         })
     }
 
-    fn search_trouble(&self, base: &str, found: &Found) -> Trouble {
+    pub(super) fn search_trouble(&self, base: &str, found: &Found) -> Trouble {
         let why = match classify(&BindReply { code: found.code, ..BindReply::default() }) {
             Class::Trouble => Why::Directory,
             // No such base; not allowed to search; an attribute that cannot be compared so.

@@ -11,6 +11,7 @@ mod doors;
 mod dovecot;
 mod dovecot_dict;
 mod dovecot_master;
+mod feeds;
 pub mod handover;
 pub mod http;
 pub mod listener;
@@ -51,6 +52,7 @@ use crate::store::{Store, StoreError};
 use activation::{Passed, PassedError};
 use claims::Claims;
 use doors::Opened;
+use feeds::Feeds;
 use handover::HandedOver;
 use listener::BindError;
 use systemd::Systemd;
@@ -76,6 +78,7 @@ pub(crate) struct Daemon {
     handed_over: HandedOver,
     /// Of the doors that speak TLS.
     certificates: BTreeMap<String, Arc<Certificates>>,
+    feeds: Feeds,
     connections: AtomicU64,
     systemd: Systemd,
     /// How many there are.
@@ -143,6 +146,7 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
         Systemd::default()
     });
     let (daemon, doors) = Daemon::build(path, loaded, logging, (passed, systemd)).await?;
+    daemon.follow_directories();
     daemon.open_doors(doors).await;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
     daemon.systemd.ready(&daemon.status()).await;
@@ -238,6 +242,7 @@ impl Daemon {
             claims: Claims::default(),
             handed_over: HandedOver::default(),
             certificates,
+            feeds: Feeds::default(),
             connections: AtomicU64::new(1),
             systemd,
             refused: AtomicBool::new(false),
@@ -301,6 +306,7 @@ impl Daemon {
         self.core.store().mirror_domains(&config.domain).await?;
         self.logging.change(&config.log)?;
         self.core.reconfigure(config, Arc::clone(&directories));
+        self.follow_directories();
         self.lookup.reconfigure(config);
         directories.show(Some(previous));
         certificates.into_iter().for_each(|(door, read)| door.replace(read));
@@ -308,6 +314,12 @@ impl Daemon {
         let restart = changes.need_restart().into_iter().map(str::to_owned).collect();
         *running = loaded;
         Ok(restart)
+    }
+
+    /// Hears of changes at the directories in force, where `feed` says so.
+    fn follow_directories(&self) {
+        let setup = self.core.setup();
+        self.feeds.follow(&setup.directories, &self.core, &self.tracker, &self.shutdown);
     }
 
     async fn measure(self: Arc<Self>) {

@@ -27,6 +27,7 @@ mod directory_changes;
 mod door_table;
 mod dovecot24;
 mod dovecot_ways;
+mod feeds;
 mod hostile;
 mod http_doors;
 mod local_accounts;

@@ -54,7 +54,8 @@ fn slapd_changes_passwords_moves_and_deletes_people() {
 
 #[test]
 fn slapd_locks_an_account_after_three_wrong_passwords_where_ppolicy_says_so() {
-    let slapd = Slapd::with(Wish { ppolicy: true, member_of: true, recruits: 2 });
+    let slapd =
+        Slapd::with(Wish { ppolicy: true, member_of: true, recruits: 2, ..Wish::default() });
     assert!(slapd.bind("recruit02", &password_of("recruit02")));
 
     for _ in 0..3 {

@@ -33,6 +33,7 @@ async fn ask_raw(profile: &Arc<Profile>, password: &[u8], known: Option<&Known>)
         login: &login("fry"),
         password: &Password::new(password),
         known,
+        vouched: None,
         linked: None,
         share: Share::Known,
         leave: None,

@@ -17,7 +17,9 @@ use tempfile::TempDir;
 use super::clients::http;
 use super::dovecot::{Place, dict_key};
 use super::postfix;
+use super::samba::{self, Samba};
 use super::slapd::{LEAK_MARK, PEOPLE, SERVICE_DN, SERVICE_PASSWORD, Slapd};
+use super::three_eight_nine::ThreeEightNine;
 use super::{MAIL_ID, Running, directory_of, free_port, program, read_text, scratch, wait_until};
 
 /// Every configuration of the tests is these tables; a test replaces the ones it is about.
@@ -34,6 +36,42 @@ pub(crate) struct Configuration {
 impl Configuration {
     /// Planet Express in one directory, all doors open, refusals without delay worth mentioning.
     pub(crate) fn new(slapd: &Slapd) -> Self {
+        let mut new = Self::without_directory();
+        new.planet(slapd.port);
+        new.home(&format!("{}/mail/{{domain}}/{{local}}", new.path("").display()));
+        new
+    }
+
+    /// The same with a Samba domain controller as the directory.
+    pub(crate) fn for_samba(samba: &Samba) -> Self {
+        let mut new = Self::without_directory();
+        new.planet(389);
+        new.home(&format!("{}/mail/{{domain}}/{{local}}", new.path("").display()));
+        let address = &samba.address;
+        new.set(
+            "directory.planet",
+            &format!(
+                "preset = \"samba\"\ndomains = [\"planetexpress.com\"]\nhosts = [{address:?}]\ntls = \"none\"\n\
+                 bind_dn = {:?}\nbind_password = {SERVICE_PASSWORD:?}",
+                samba::SERVICE
+            ),
+        );
+        new.set("directory.planet.search.people", &format!("base = \"CN=Users,{}\"", samba::BASE));
+        new.set("directory.planet.identity", "login_attributes = [\"mail\"]");
+        new
+    }
+
+    /// The same with a 389 Directory Server.
+    pub(crate) fn for_389(server: &ThreeEightNine) -> Self {
+        let mut new = Self::without_directory();
+        new.planet(server.port);
+        new.home(&format!("{}/mail/{{domain}}/{{local}}", new.path("").display()));
+        new.change("directory.planet", "preset", "\"389ds\"");
+        new.change("directory.planet", "feed", "\"auto\"");
+        new
+    }
+
+    fn without_directory() -> Self {
         let directory = scratch(Path::new("/tmp"));
         directory_of(&directory.path().join("mail"), MAIL_ID, 0o755);
         let mut new = Self {
@@ -45,8 +83,6 @@ impl Configuration {
             launcher: Vec::new(),
         };
         new.doors();
-        new.planet(slapd);
-        new.home(&format!("{}/mail/{{domain}}/{{local}}", new.path("").display()));
         new
     }
 
@@ -201,17 +237,17 @@ impl Configuration {
         self.set("log", "level = \"debug\"");
     }
 
-    fn planet(&mut self, slapd: &Slapd) {
+    fn planet(&mut self, port: u16) {
         self.set("domain.\"planetexpress.com\"", "active = true");
         self.set("template.crew", "quota = \"1 GiB\"");
         self.set("template.office", "quota = \"5 GiB\"");
         self.set(
             "directory.planet",
             &format!(
-                "preset = \"openldap\"\ndomains = [\"planetexpress.com\"]\nhosts = [\"127.0.0.1\"]\nport = {}\n\
+                "preset = \"openldap\"\ndomains = [\"planetexpress.com\"]\nhosts = [\"127.0.0.1\"]\nport = {port}\n\
                  tls = \"none\"\nbind_dn = \"{SERVICE_DN}\"\nbind_password = \"{SERVICE_PASSWORD}\"\n\
-                 connect_timeout = \"2s\"\ntimeout = \"2s\"",
-                slapd.port
+                 connect_timeout = \"2s\"\ntimeout = \"2s\"\n\
+                 feed = \"none\""
             ),
         );
         self.set(

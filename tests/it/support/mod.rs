@@ -9,8 +9,10 @@ pub(crate) mod gatepost;
 pub(crate) mod haproxy;
 pub(crate) mod nginx;
 pub(crate) mod postfix;
+pub(crate) mod samba;
 pub(crate) mod site;
 pub(crate) mod slapd;
+pub(crate) mod three_eight_nine;
 
 use std::collections::HashSet;
 use std::fs;

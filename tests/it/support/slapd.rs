@@ -66,6 +66,10 @@ pub(crate) struct Wish {
     pub(crate) ppolicy: bool,
     /// Groups show as memberOf.
     pub(crate) member_of: bool,
+    /// Changes are told as they happen (RFC 4533).
+    pub(crate) syncprov: bool,
+    /// Each login leaves its time at the entry.
+    pub(crate) last_bind: bool,
     /// Also recruit01, recruit02, …
     pub(crate) recruits: usize,
 }
@@ -120,6 +124,17 @@ impl Slapd {
     /// SIGTERM: later connections are refused.
     pub(crate) fn stop(&mut self) {
         self.running.take().expect("slapd runs").stop();
+    }
+
+    /// Starts it on other ports, where nobody follows it, has the work done there, and starts it on its own again.
+    pub(crate) fn elsewhere(&mut self, work: impl FnOnce(&Self)) {
+        let own = (self.port, self.tls_port);
+        (self.port, self.tls_port) = (free_port(), free_port());
+        self.start_again();
+        work(self);
+        self.stop();
+        (self.port, self.tls_port) = own;
+        self.start_again();
     }
 
     /// SIGKILL: connections break off.
@@ -259,6 +274,7 @@ fn configuration(directory: &Path, wish: Wish) -> String {
     };
     text += "modulepath /usr/lib/ldap\nmoduleload back_mdb\n";
     text += &(module(wish.ppolicy, "ppolicy") + &module(wish.member_of, "memberof"));
+    text += &module(wish.syncprov, "syncprov");
     write!(
         text,
         "loglevel stats\npidfile {path}/slapd.pid\nargsfile {path}/slapd.args\n\
@@ -276,6 +292,12 @@ fn configuration(directory: &Path, wish: Wish) -> String {
     }
     if wish.member_of {
         text += "overlay memberof\n";
+    }
+    if wish.last_bind {
+        text += "lastbind on\n";
+    }
+    if wish.syncprov {
+        text += "overlay syncprov\n";
     }
     text
 }
