@@ -30,6 +30,7 @@ mod dovecot_ways;
 mod hostile;
 mod http_doors;
 mod local_accounts;
+mod outage_table;
 mod outages;
 mod proxy;
 mod service;
