@@ -36,3 +36,4 @@ mod proxy;
 mod service;
 mod shim;
 mod storm;
+mod turmoil;
