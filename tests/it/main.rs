@@ -14,6 +14,7 @@ mod support;
 mod checkpassword;
 mod configured;
 mod contrib;
+mod grace;
 mod handover;
 mod peers;
 mod postfix_mail;

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     Refused,
     /// Connections and requests are taken and not answered until this is over.
     Hung,
+    /// Binds of people are taken and never answered; the service account and searches are served.
+    HungPeople,
     /// Each request is passed on so much later.
     Delayed(Duration),
     /// Half of an answer, and the end.
@@ -163,7 +165,11 @@ async fn listen(port: u16, mut context: Context) {
         let mut fault = context.fault.clone();
         tokio::select! {
             () = accept(&listener, &context) => {}
-            _ = fault.wait_for(|fault| *fault == Fault::Refused) => {}
+            refused = fault.wait_for(|fault| *fault == Fault::Refused) => {
+                if refused.is_err() {
+                    return;
+                }
+            }
         }
         drop(listener);
         if context.fault.wait_for(|fault| *fault != Fault::Refused).await.is_err() {
@@ -283,6 +289,11 @@ async fn requests(
                 if fault.wait_for(|fault| *fault != Fault::Hung).await.is_err() {
                     return End::Plain;
                 }
+            }
+            (Fault::HungPeople, Some(Operation { tag: BIND, .. }))
+                if message.windows(4).any(|four| four == b"uid=") =>
+            {
+                continue;
             }
             (Fault::Delayed(delay), _) => due += delay,
             (Fault::Coded(code), Some(request @ Operation { tag: BIND | SEARCH, .. }))
