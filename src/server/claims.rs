@@ -4,6 +4,10 @@
 //! fields with REQUEST: client pid, request id and the connection's cookie. What was decided then is kept here until
 //! it is claimed, cancelled, disconnected or too old. The cookie is 128 random bits per connection, so it alone
 //! finds the connection.
+//!
+//! When the daemon ends, it ends the login processes' connections first. Who heard OK on one of them a moment ago has
+//! a mail process that is about to ask, and the next daemon would know nothing of the login: claims outlive their
+//! connection then, and the master sockets wait for them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +21,9 @@ const CLAIMABLE: Duration = Duration::from_secs(150);
 /// Claims per connection; the oldest goes first. A login process has a handful at a time.
 const MAX_CLAIMS: usize = 4096;
 
+/// So long after its OK a login is waited for when the daemon ends: a mail process may have to be started for it.
+const AWAITED: Duration = Duration::from_secs(1);
+
 /// A login that was answered OK.
 #[derive(Clone, Debug)]
 pub(super) struct Claim {
@@ -27,12 +34,19 @@ pub(super) struct Claim {
 
 /// All claimable logins of the daemon.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Claims(Arc<Mutex<HashMap<[u8; 16], Connection>>>);
+pub(super) struct Claims(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    connections: HashMap<[u8; 16], Connection>,
+    outlive: bool,
+}
 
 #[derive(Debug)]
 struct Connection {
     client_pid: u32,
     claims: HashMap<u32, Claim>,
+    ended: bool,
 }
 
 /// A connection's place; its claims end with it.
@@ -45,7 +59,8 @@ pub(super) struct Place {
 impl Claims {
     /// Opens a place for a login process's connection.
     pub(super) fn open(&self, cookie: [u8; 16], client_pid: u32) -> Place {
-        self.lock().insert(cookie, Connection { client_pid, claims: HashMap::new() });
+        let connection = Connection { client_pid, claims: HashMap::new(), ended: false };
+        self.lock().connections.insert(cookie, connection);
         Place { claims: self.clone(), cookie }
     }
 
@@ -57,15 +72,30 @@ impl Claims {
         id: u32,
         now: Instant,
     ) -> Option<Claim> {
-        let mut connections = self.lock();
-        let connection = connections.get_mut(cookie)?;
+        let mut kept = self.lock();
+        let connection = kept.connections.get_mut(cookie)?;
         if connection.client_pid != client_pid {
             return None;
         }
         connection.claims.remove(&id).filter(|claim| now < claim.at + CLAIMABLE)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Connection>> {
+    /// The daemon ends: from now on claims outlive their connections.
+    pub(super) fn outlive_connections(&self) {
+        self.lock().outlive = true;
+    }
+
+    /// Whether a login may still be claimed soon: a connection is open, on which one may yet be answered, or one was
+    /// answered a moment ago.
+    pub(super) fn are_awaited(&self, now: Instant) -> bool {
+        let is_awaited = |claim: &Claim| now < claim.at + AWAITED;
+        self.lock()
+            .connections
+            .values()
+            .any(|connection| !connection.ended || connection.claims.values().any(is_awaited))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -73,8 +103,8 @@ impl Claims {
 impl Place {
     /// Keeps a login for its claim.
     pub(super) fn keep(&self, id: u32, claim: Claim) {
-        let mut connections = self.claims.lock();
-        let Some(connection) = connections.get_mut(&self.cookie) else { return };
+        let mut kept = self.claims.lock();
+        let Some(connection) = kept.connections.get_mut(&self.cookie) else { return };
         let claims = &mut connection.claims;
         if claims.len() >= MAX_CLAIMS {
             claims.retain(|_, kept| claim.at < kept.at + CLAIMABLE);
@@ -89,7 +119,7 @@ impl Place {
 
     /// The client wants it no more.
     pub(super) fn cancel(&self, id: u32) {
-        if let Some(connection) = self.claims.lock().get_mut(&self.cookie) {
+        if let Some(connection) = self.claims.lock().connections.get_mut(&self.cookie) {
             connection.claims.remove(&id);
         }
     }
@@ -97,6 +127,55 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.claims.lock().remove(&self.cookie);
+        let mut kept = self.claims.lock();
+        if !kept.outlive {
+            kept.connections.remove(&self.cookie);
+        } else if let Some(connection) = kept.connections.get_mut(&self.cookie) {
+            connection.ended = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COOKIE: [u8; 16] = [7; 16];
+    const PID: u32 = 4711;
+
+    fn claim(at: Instant) -> Claim {
+        let mailbox = Arc::new(Mailbox::sample("fry@example.org"));
+        Claim { mailbox, mechanism: Mechanism::Plain, at }
+    }
+
+    #[test]
+    fn claims_end_with_their_connection() {
+        let (claims, now) = (Claims::default(), crate::clock::now());
+        let place = claims.open(COOKIE, PID);
+        place.keep(1, claim(now));
+
+        drop(place);
+
+        assert!(claims.take(&COOKIE, PID, 1, now).is_none());
+        assert!(!claims.are_awaited(now));
+    }
+
+    #[test]
+    fn when_the_daemon_ends_claims_outlive_their_connection_and_are_awaited_for_a_second() {
+        let (claims, now) = (Claims::default(), crate::clock::now());
+        let place = claims.open(COOKIE, PID);
+        claims.outlive_connections();
+        assert!(claims.are_awaited(now), "a connection is open");
+        place.keep(1, claim(now));
+        place.keep(2, claim(now));
+
+        drop(place);
+
+        assert!(claims.are_awaited(now));
+        assert!(claims.take(&COOKIE, PID, 1, now).is_some());
+        assert!(claims.are_awaited(now), "one is left");
+        assert!(!claims.are_awaited(now + AWAITED), "nobody came for it");
+        assert!(claims.take(&COOKIE, PID, 2, now).is_some());
+        assert!(!claims.are_awaited(now));
     }
 }
