@@ -38,3 +38,4 @@ mod service;
 mod shim;
 mod storm;
 mod turmoil;
+mod under_load;
