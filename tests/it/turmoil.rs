@@ -119,7 +119,7 @@ struct Client<'a> {
 impl<'a> Client<'a> {
     fn new(gatepost: &'a Gatepost, number: usize, tally: &'a Tally) -> Self {
         let socket = gatepost.configuration.auth_socket();
-        let auth = (number % 2 == 0).then(|| AuthClient::connect(Wire::Unix(&socket), 2));
+        let auth = number.is_multiple_of(2).then(|| AuthClient::connect(Wire::Unix(&socket), 2));
         Self { gatepost, auth, tally }
     }
 

@@ -4,6 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -131,7 +132,7 @@ fn reloads_of_good_and_bad_files_fail_no_attempt_that_asks_the_directory() {
         scope.spawn(move || crowd.by_auth(Wire::Unix(socket), &fry, &fry_password, "OK\t1"));
         scope.spawn(move || crowd.by_auth(Wire::Tcp(port), &leela, &leela_password, "OK\t1"));
         scope.spawn(|| {
-            crowd.by_auth(Wire::Unix(socket), &mail_of("zoidberg"), "wrong", "FAIL\t1\t")
+            crowd.by_auth(Wire::Unix(socket), &mail_of("zoidberg"), "wrong", "FAIL\t1\t");
         });
         scope.spawn(|| crowd.by_http(&mail_of("nobody"), "wrong", 403));
         scope.spawn(|| crowd.by_http(&mail_of("bender"), &password_of("bender"), 200));
@@ -224,33 +225,7 @@ fn what_has_no_end_is_cut_off_and_takes_neither_memory_nor_time_of_others() {
     };
     login();
     let before = gatepost.resident_kib();
-    let auth = configuration.auth_socket();
-    let path = |name: &str| configuration.path(name);
-    // A door, what begins well, and what then never ends.
-    let endless = [
-        ("auth", Some(auth.clone()), &b"VERSION\t1\t2\nCPID\t1\nAUTH\t1\tPLAIN\tservice="[..]),
-        ("auth, from the start", Some(auth), b"VERSION"),
-        ("saslauthd", Some(path("saslauthd")), b"\xff\xff"),
-        ("checkpassword", Some(path("checkpassword")), b"1\tlogin\t"),
-        ("dict", Some(path("dict")), b"H3\t2\t0\t\tgatepost\nLshared/passdb/imap//"),
-        ("master", Some(path("master")), b"VERSION\t1\t1\nUSER\t1\t"),
-        ("socketmap", Some(path("maps")), b"999999999:"),
-        ("policy", Some(path("policy")), b"request=smtpd_access_policy\nsender="),
-        ("control", Some(path("control")), b"health "),
-        ("http, the head", None, b"POST /v1/login HTTP/1.1\r\nX: "),
-        ("http, the target", None, b"GET /"),
-        (
-            "http, the body",
-            None,
-            b"POST /v1/login HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n{",
-        ),
-        (
-            "http, chunks",
-            None,
-            b"POST /v1/login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffff\r\n",
-        ),
-    ];
-
+    let endless = endless(configuration);
     let (over, slowest) = (AtomicBool::new(false), std::sync::Mutex::new(Duration::ZERO));
     std::thread::scope(|scope| {
         let _over = Over(&over);
@@ -296,6 +271,35 @@ fn what_has_no_end_is_cut_off_and_takes_neither_memory_nor_time_of_others() {
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     assert!(grown < 64 << 10, "{grown} KiB");
     login();
+}
+
+/// A door (`None`: the http one), and what begins well there and then never ends.
+fn endless(configuration: &Configuration) -> [(&'static str, Option<PathBuf>, &'static [u8]); 13] {
+    let auth = configuration.auth_socket();
+    let path = |name: &str| configuration.path(name);
+    [
+        ("auth", Some(auth.clone()), &b"VERSION\t1\t2\nCPID\t1\nAUTH\t1\tPLAIN\tservice="[..]),
+        ("auth, from the start", Some(auth), b"VERSION"),
+        ("saslauthd", Some(path("saslauthd")), b"\xff\xff"),
+        ("checkpassword", Some(path("checkpassword")), b"1\tlogin\t"),
+        ("dict", Some(path("dict")), b"H3\t2\t0\t\tgatepost\nLshared/passdb/imap//"),
+        ("master", Some(path("master")), b"VERSION\t1\t1\nUSER\t1\t"),
+        ("socketmap", Some(path("maps")), b"999999999:"),
+        ("policy", Some(path("policy")), b"request=smtpd_access_policy\nsender="),
+        ("control", Some(path("control")), b"health "),
+        ("http, the head", None, b"POST /v1/login HTTP/1.1\r\nX: "),
+        ("http, the target", None, b"GET /"),
+        (
+            "http, the body",
+            None,
+            b"POST /v1/login HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n{",
+        ),
+        (
+            "http, chunks",
+            None,
+            b"POST /v1/login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffff\r\n",
+        ),
+    ]
 }
 
 /// The door ends the connection before it has taken all of this, and never says yes.

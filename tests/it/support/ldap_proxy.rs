@@ -281,15 +281,13 @@ async fn requests(
             _ => {}
         }
         let now = *fault.borrow_and_update();
+        if now == Fault::Hung && fault.wait_for(|fault| *fault != Fault::Hung).await.is_err() {
+            return End::Plain;
+        }
         let mut due = tokio::time::Instant::now();
         match (now, operation) {
             (Fault::Dropped, _) => return End::Plain,
             (Fault::Reset, _) => return End::Reset,
-            (Fault::Hung, _) => {
-                if fault.wait_for(|fault| *fault != Fault::Hung).await.is_err() {
-                    return End::Plain;
-                }
-            }
             (Fault::HungPeople, Some(Operation { tag: BIND, .. }))
                 if message.windows(4).any(|four| four == b"uid=") =>
             {
