@@ -4,8 +4,13 @@
 //! fields with REQUEST: client pid, request id and the connection's cookie. What was decided then is kept here until
 //! it is claimed, cancelled, disconnected or too old. The cookie is 128 random bits per connection, so it alone
 //! finds the connection.
+//!
+//! When the daemon ends, it ends the login processes' connections first. Who heard OK on one of them a moment ago has
+//! a mail process that is about to ask, and the next daemon would know nothing of the login: claims outlive their
+//! connection then, and the master sockets wait for them.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +22,9 @@ const CLAIMABLE: Duration = Duration::from_secs(150);
 /// Claims per connection; the oldest goes first. A login process has a handful at a time.
 const MAX_CLAIMS: usize = 4096;
 
+/// So long after its OK a login is waited for when the daemon ends: a mail process may have to be started for it.
+const AWAITED: Duration = Duration::from_secs(1);
+
 /// A login that was answered OK.
 #[derive(Clone, Debug)]
 pub(super) struct Claim {
@@ -27,11 +35,18 @@ pub(super) struct Claim {
 
 /// All claimable logins of the daemon, by the cookies of their connections.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Claims(Arc<Mutex<HashMap<[u8; 16], Arc<Connection>>>>);
+pub(super) struct Claims(Arc<Mutex<All>>);
+
+#[derive(Debug, Default)]
+struct All {
+    connections: HashMap<[u8; 16], Arc<Connection>>,
+    outlive: bool,
+}
 
 #[derive(Debug)]
 struct Connection {
     client_pid: u32,
+    ended: AtomicBool,
     /// Oldest first. A lock of its own: what one connection accepts is nothing to the others. Nearly all are claimed
     /// within milliseconds, so that there are few, and those that are looked for are the youngest.
     kept: Mutex<VecDeque<(u32, Claim)>>,
@@ -48,8 +63,9 @@ pub(super) struct Place {
 impl Claims {
     /// Opens a place for a login process's connection.
     pub(super) fn open(&self, cookie: [u8; 16], client_pid: u32) -> Place {
-        let connection = Arc::new(Connection { client_pid, kept: Mutex::default() });
-        self.lock().insert(cookie, Arc::clone(&connection));
+        let (ended, kept) = (AtomicBool::new(false), Mutex::default());
+        let connection = Arc::new(Connection { client_pid, ended, kept });
+        self.lock().connections.insert(cookie, Arc::clone(&connection));
         Place { claims: self.clone(), cookie, connection }
     }
 
@@ -61,7 +77,7 @@ impl Claims {
         id: u32,
         now: Instant,
     ) -> Option<Claim> {
-        let connection = Arc::clone(self.lock().get(cookie)?);
+        let connection = Arc::clone(self.lock().connections.get(cookie)?);
         if connection.client_pid != client_pid {
             return None;
         }
@@ -71,7 +87,21 @@ impl Claims {
         claim.filter(|claim| now < claim.at + CLAIMABLE)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Arc<Connection>>> {
+    /// The daemon ends: from now on claims outlive their connections.
+    pub(super) fn outlive_connections(&self) {
+        self.lock().outlive = true;
+    }
+
+    /// Whether a login may still be claimed soon: a connection is open, on which one may yet be answered, or one was
+    /// answered a moment ago.
+    pub(super) fn are_awaited(&self, now: Instant) -> bool {
+        let is_awaited = |(_, claim): &(u32, Claim)| now < claim.at + AWAITED;
+        self.lock().connections.values().any(|connection| {
+            !connection.ended.load(Ordering::Relaxed) || connection.kept().iter().any(is_awaited)
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, All> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,7 +132,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.claims.lock().remove(&self.cookie);
+        let mut all = self.claims.lock();
+        if all.outlive {
+            self.connection.ended.store(true, Ordering::Relaxed);
+        } else {
+            all.connections.remove(&self.cookie);
+        }
     }
 }
 
@@ -112,6 +147,7 @@ mod tests {
     use crate::clock;
 
     const COOKIE: [u8; 16] = [7; 16];
+    const PID: u32 = 4711;
 
     fn claim(at: Instant) -> Claim {
         let mailbox = Arc::new(Mailbox::sample("fry@x.example"));
@@ -154,5 +190,36 @@ mod tests {
             assert_eq!(claims.take(&COOKIE, 9, id, start).is_some(), is_there, "{id}");
         }
         assert!(place.connection.kept().len() <= MAX_CLAIMS);
+    }
+
+    #[test]
+    fn claims_end_with_their_connection() {
+        let (claims, now) = (Claims::default(), clock::now());
+        let place = claims.open(COOKIE, PID);
+        place.keep(1, claim(now));
+
+        drop(place);
+
+        assert!(claims.take(&COOKIE, PID, 1, now).is_none());
+        assert!(!claims.are_awaited(now));
+    }
+
+    #[test]
+    fn when_the_daemon_ends_claims_outlive_their_connection_and_are_awaited_for_a_second() {
+        let (claims, now) = (Claims::default(), clock::now());
+        let place = claims.open(COOKIE, PID);
+        claims.outlive_connections();
+        assert!(claims.are_awaited(now), "a connection is open");
+        place.keep(1, claim(now));
+        place.keep(2, claim(now));
+
+        drop(place);
+
+        assert!(claims.are_awaited(now));
+        assert!(claims.take(&COOKIE, PID, 1, now).is_some());
+        assert!(claims.are_awaited(now), "one is left");
+        assert!(!claims.are_awaited(now + AWAITED), "nobody came for it");
+        assert!(claims.take(&COOKIE, PID, 2, now).is_some());
+        assert!(!claims.are_awaited(now));
     }
 }

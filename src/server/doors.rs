@@ -151,7 +151,11 @@ impl Daemon {
                 Purpose::Control => Speaks::Control,
                 Purpose::Door => self.speaks(&opened.name, &opened.listen),
             };
-            self.spawn_door(opened, speaks, self.shutdown.clone());
+            let shutdown = match speaks {
+                Speaks::Master(..) => self.claimed.clone(),
+                _ => self.shutdown.clone(),
+            };
+            self.spawn_door(opened, speaks, shutdown);
         }
     }
 
@@ -256,7 +260,11 @@ impl Daemon {
             let (door, proxies) = (Arc::clone(&door), proxies.clone());
             async move {
                 // Connections outlive their listener: Dovecot's login processes keep theirs over a reload.
-                let ending = daemon.ending.clone();
+                let ending = match *speaks {
+                    // The mail processes of the last logins still ask.
+                    Speaks::Master(..) => daemon.claimed.clone(),
+                    _ => daemon.ending.clone(),
+                };
                 let connection = match proxies {
                     None => Some(connection),
                     Some(proxies) => {
@@ -347,12 +355,17 @@ impl Daemon {
         let HandOver { base_dir, version, sockets } = handed;
         let count = sockets.len();
         let served = shutdown.child_token();
+        let claimable = self.claimed.child_token();
         // Two Dovecots, one in a chroot, may give the same path: the first socket tells them apart.
         let first = sockets.first().and_then(|socket| socket.listener.inode());
         let key = base_dir.join(format!("#{}", first.unwrap_or_default()));
         let turn = self.handed_over.replace(key.clone(), served.clone());
         for socket in sockets {
-            self.serve_handed(socket, listen, served.clone());
+            let until = match socket.kind {
+                HandedKind::Master | HandedKind::Userdb => &claimable,
+                _ => &served,
+            };
+            self.serve_handed(socket, listen, until.clone());
         }
         tracing::info!(dovecot.base_dir = %base_dir.display(), %version, sockets = count, "serving Dovecot's sockets");
         if let Err(error) = handover::acknowledge(&stream, count).await {
@@ -365,6 +378,10 @@ impl Daemon {
             () = served.cancelled() => {}
         }
         served.cancel();
+        // When the daemon ends, it is not the shim that went: the last logins are still to be claimed.
+        if !shutdown.is_cancelled() {
+            claimable.cancel();
+        }
         self.handed_over.remove(&key, turn);
     }
 

@@ -34,6 +34,10 @@ use crate::proto::dovecot::auth::{
 const PROMPT_LIMIT: Duration = Duration::from_secs(150);
 /// Bytes read at a time; a line may be longer than one read.
 const READ_BYTES: usize = 16 * 1024;
+/// When the daemon stops, a connection ends once nothing has come for so long.
+const QUIET: Duration = Duration::from_millis(2);
+/// A peer that never pauses is read for so long then.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 /// One door that speaks the auth client protocol.
 pub(super) struct AuthDoor {
@@ -67,6 +71,8 @@ struct Driver<S> {
     asked: HashMap<tokio::task::Id, Asked>,
     /// Refusals and when they may leave, soonest first.
     decided: VecDeque<(Instant, Asked, Refused)>,
+    /// The daemon stops; past this moment no more requests are read.
+    stopping: Option<Instant>,
     closing: bool,
 }
 
@@ -117,6 +123,7 @@ where
         asking: JoinSet::new(),
         asked: HashMap::new(),
         decided: VecDeque::new(),
+        stopping: None,
         closing: false,
     };
     driver.flush().await?;
@@ -129,17 +136,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         let mut stopped = pin!(shutdown.cancelled());
         loop {
             let idle = self.asking.is_empty() && self.decided.is_empty();
+            if let Some(limit) = self.stopping
+                && idle
+                && !self.closing
+            {
+                self.last_look(limit).await?;
+                continue;
+            }
             if self.closing && idle {
                 return self.stream.shutdown().await;
             }
             let has_room = self.has_room();
+            let reads =
+                has_room && !self.closing && self.stopping.is_none_or(|limit| clock::now() < limit);
             let due = self.decided.front().map(|(due, ..)| *due);
             self.input.reserve(READ_BYTES);
             // What was decided goes out first, however much is asked; what came before a stop is read before it is heeded.
             tokio::select! {
                 biased;
                 Some(done) = self.asking.join_next_with_id() => self.task_done(done),
-                read = self.stream.read_buf(&mut self.input), if has_room && !self.closing => {
+                read = self.stream.read_buf(&mut self.input), if reads => {
                     if read? == 0 {
                         return Ok(());
                     }
@@ -150,7 +166,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                     return Err(Patience::exhausted());
                 }
                 () = until(due), if due.is_some() => {}
-                () = &mut stopped, if !self.closing => self.closing = true,
+                () = &mut stopped, if self.stopping.is_none() && !self.closing => {
+                    self.stopping = Some(clock::now() + STOP_LIMIT);
+                }
             }
             if has_room != self.has_room() && !self.closing {
                 // There is room again: lines that were read but not looked at come first.
@@ -159,6 +177,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             self.release_decided(clock::now());
             self.flush().await?;
         }
+    }
+
+    /// The daemon stops: the connection ends now, unless something more has come.
+    ///
+    /// Dovecot's login processes say "wrong password" to whoever has a request on a connection that ends. What arrived
+    /// is known here only after the runtime's next look at its sockets, which comes with the timer; so what is left to
+    /// chance is the moment between that look and the close.
+    async fn last_look(&mut self, limit: Instant) -> io::Result<()> {
+        let read = self.stream.read_buf(&mut self.input);
+        match tokio::time::timeout(QUIET, read).await {
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(1..)) if clock::now() < limit => {
+                self.read_requests().await?;
+                self.release_decided(clock::now());
+                self.flush().await?;
+            }
+            _ => self.closing = true,
+        }
+        Ok(())
     }
 
     /// Whether more requests may be looked at. The session holds decided refusals too.

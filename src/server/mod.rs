@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Authenticator, Parts, Setup, journal::Journal};
+use crate::clock;
 use crate::config::{self, Loaded, Problems, load};
 use crate::directory::{BuildErrors, Directories, Profile};
 use crate::logging::{self, Logging};
@@ -62,6 +63,8 @@ use tls::Certificates;
 const DRAIN: Duration = Duration::from_secs(15);
 /// How long connections are still read after TERM, so that what was sent before it is seen, and answered.
 const LINGER: Duration = Duration::from_millis(100);
+/// How often it is looked, after TERM, whether all logins are claimed.
+const CLAIMS_EVERY: Duration = Duration::from_millis(10);
 /// How often the size of the memory is written to the metrics.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 
@@ -89,6 +92,8 @@ pub(crate) struct Daemon {
     shutdown: CancellationToken,
     /// Connections end, each when its answers under way went out.
     ending: CancellationToken,
+    /// What was answered before is claimed: the master sockets and their connections end, after all others.
+    claimed: CancellationToken,
     tracker: TaskTracker,
 }
 
@@ -170,9 +175,14 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
     daemon.shutdown.cancel();
     daemon.systemd.stopping().await;
     tokio::time::sleep(LINGER).await;
+    let deadline = clock::now() + DRAIN;
+    daemon.claims.outlive_connections();
     daemon.ending.cancel();
+    // Past the deadline nobody waits for a claim either.
+    _ = tokio::time::timeout_at(deadline.into(), daemon.last_claims()).await;
+    daemon.claimed.cancel();
     daemon.tracker.close();
-    if tokio::time::timeout(DRAIN, daemon.tracker.wait()).await.is_err() {
+    if tokio::time::timeout_at(deadline.into(), daemon.tracker.wait()).await.is_err() {
         tracing::warn!(tasks = daemon.tracker.len(), "stopped before all connections had ended");
     }
     Ok(())
@@ -248,6 +258,7 @@ impl Daemon {
             refused: AtomicBool::new(false),
             shutdown: CancellationToken::new(),
             ending: CancellationToken::new(),
+            claimed: CancellationToken::new(),
             tracker,
         };
         Ok((Arc::new(daemon), opened))
@@ -320,6 +331,13 @@ impl Daemon {
     fn follow_directories(&self) {
         let setup = self.core.setup();
         self.feeds.follow(&setup.directories, &self.core, &self.tracker, &self.shutdown);
+    }
+
+    /// Waits until nobody is about to claim a login.
+    async fn last_claims(&self) {
+        while self.claims.are_awaited(clock::now()) {
+            tokio::time::sleep(CLAIMS_EVERY).await;
+        }
     }
 
     async fn measure(self: Arc<Self>) {

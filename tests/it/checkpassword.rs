@@ -16,7 +16,7 @@ use crate::support::slapd::{Slapd, mail_of, password_of};
 use crate::support::{MAIL_ID, directory_of, printed, scratch, wait_until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_gatepost-checkpassword");
-const REPLY: &str = "/usr/lib/dovecot/checkpassword-reply";
+pub(crate) const REPLY: &str = "/usr/lib/dovecot/checkpassword-reply";
 
 struct World {
     gatepost: Gatepost,
@@ -26,8 +26,8 @@ struct World {
 }
 
 /// What came of one start.
-struct Ended {
-    code: Option<i32>,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
     /// What lay on descriptor 4.
     reply: String,
     output: Output,
@@ -53,7 +53,13 @@ impl World {
     }
 }
 
-fn start(socket: &str, given: &[u8], environment: &[(&str, &str)], next: &[&str]) -> Ended {
+/// Starts it with these bytes on descriptor 3, and waits for its end.
+pub(crate) fn start(
+    socket: &str,
+    given: &[u8],
+    environment: &[(&str, &str)],
+    next: &[&str],
+) -> Ended {
     let ((given_reader, mut given_writer), (mut reader, reply_writer)) =
         (pipe().unwrap(), pipe().unwrap());
     given_writer.write_all(given).unwrap();
@@ -73,7 +79,8 @@ fn start(socket: &str, given: &[u8], environment: &[(&str, &str)], next: &[&str]
     Ended { code: output.status.code(), reply, output }
 }
 
-fn given(name: &str, password: &str) -> Vec<u8> {
+/// Name and password as a mail server gives them.
+pub(crate) fn given(name: &str, password: &str) -> Vec<u8> {
     format!("{name}\0{password}\0\0").into_bytes()
 }
 

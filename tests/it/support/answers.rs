@@ -119,30 +119,7 @@ impl Answers {
 
     /// Compares with the page.
     pub(crate) fn check(&self, section: &str) {
-        static PAGE: Mutex<()> = Mutex::new(());
-        let _turn = PAGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/protocols/answers.md");
-        let page = read_text(&path);
-        let (begin, end) =
-            (format!("<!-- {section} -->\n"), format!("<!-- end of {section} -->\n"));
-        let made = format!("{begin}{}{end}", self.table());
-        let stands = page.split_once(&begin).and_then(|(before, rest)| {
-            let (inside, after) = rest.split_once(&end)?;
-            Some((before.to_owned(), format!("{begin}{inside}{end}"), after.to_owned()))
-        });
-        if std::env::var_os("GATEPOST_BLESS").is_some() {
-            let new = match stands {
-                Some((before, _, after)) => before + &made + &after,
-                None => format!("{page}\n## {section}\n\n{made}"),
-            };
-            fs::write(&path, new).unwrap();
-            return;
-        }
-        let stands = stands.map(|(_, stands, _)| stands).unwrap_or_default();
-        assert!(
-            stands == made,
-            "docs/protocols/answers.md, {section}, is not what was heard (GATEPOST_BLESS=1 writes it):\n{made}"
-        );
+        check_page("docs/protocols/answers.md", section, &self.table());
     }
 
     fn table(&self) -> String {
@@ -159,7 +136,35 @@ impl Answers {
     }
 }
 
-fn cell(answer: &str) -> String {
+/// Compares a section of a page with what was made; `GATEPOST_BLESS=1` writes it.
+pub(crate) fn check_page(page: &str, section: &str, text: &str) {
+    static PAGES: Mutex<()> = Mutex::new(());
+    let _turn = PAGES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    let whole = read_text(&path);
+    let (begin, end) = (format!("<!-- {section} -->\n"), format!("<!-- end of {section} -->\n"));
+    let made = format!("{begin}{text}{end}");
+    let stands = whole.split_once(&begin).and_then(|(before, rest)| {
+        let (inside, after) = rest.split_once(&end)?;
+        Some((before.to_owned(), format!("{begin}{inside}{end}"), after.to_owned()))
+    });
+    if std::env::var_os("GATEPOST_BLESS").is_some() {
+        let new = match stands {
+            Some((before, _, after)) => before + &made + &after,
+            None => format!("{whole}\n## {section}\n\n{made}"),
+        };
+        fs::write(&path, new).unwrap();
+        return;
+    }
+    let stands = stands.map(|(_, stands, _)| stands).unwrap_or_default();
+    assert!(
+        stands == made,
+        "{page}, {section}, is not what was heard (GATEPOST_BLESS=1 writes it):\n{made}"
+    );
+}
+
+/// An answer as a cell of a table.
+pub(crate) fn cell(answer: &str) -> String {
     match answer {
         "" => "(the connection ends)".to_owned(),
         answer => format!("`{}`", answer.replace('|', "\\|")),
@@ -167,7 +172,7 @@ fn cell(answer: &str) -> String {
 }
 
 /// Without what differs from run to run: capabilities, ids of messages and sessions, times.
-fn normal(answer: &str) -> String {
+pub(crate) fn normal(answer: &str) -> String {
     let mut text = answer.replace('\t', "→").replace(['\r', '\n'], " ").trim().to_owned();
     if let Some((before, rest)) = text.clone().split_once("[CAPABILITY ")
         && let Some((_, after)) = rest.split_once(']')

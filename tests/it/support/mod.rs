@@ -7,6 +7,7 @@ pub(crate) mod dovecot;
 pub(crate) mod exim;
 pub(crate) mod gatepost;
 pub(crate) mod haproxy;
+pub(crate) mod ldap_proxy;
 pub(crate) mod nginx;
 pub(crate) mod postfix;
 pub(crate) mod samba;
@@ -16,6 +17,7 @@ pub(crate) mod three_eight_nine;
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -135,6 +137,18 @@ impl Running {
     pub(crate) fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(id, signal).unwrap();
+    }
+
+    /// Writes to its standard input.
+    pub(crate) fn say(&mut self, text: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// The next line of its standard output. What may follow in the same read is lost.
+    pub(crate) fn hear(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        line
     }
 
     /// Its exit status, if it has ended.
