@@ -254,15 +254,14 @@ impl Host {
             loop {
                 tokio::time::sleep(TENDING_INTERVAL).await;
                 let Some(host) = host.upgrade() else { return };
-                host.tend().await;
+                host.tend(clock::now()).await;
             }
         });
     }
 
     /// Closes what a burst has left behind, and keeps a connection of each kind ready, so that after a quiet hour nobody
     /// waits for a handshake.
-    async fn tend(self: &Arc<Self>) {
-        let now = clock::now();
+    pub(super) async fn tend(self: &Arc<Self>, now: Instant) {
         lock(&self.idle).retain(|idle| self.is_fresh(idle, now));
         if self.needs_probe() {
             return;
@@ -282,6 +281,11 @@ impl Host {
                 return;
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn idle_connections(&self) -> usize {
+        lock(&self.idle).len()
     }
 
     fn put_back(&self, connection: BindConnection) {

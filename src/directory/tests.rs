@@ -604,6 +604,31 @@ async fn idle_connections_that_a_restart_ended_are_replaced_unseen() {
 }
 
 #[tokio::test]
+async fn a_burst_leaves_connections_for_two_minutes_and_one_for_good() {
+    let mut slapd = Slapd::start(&Wish::default());
+    let profile = one(&slapd);
+    let [host] = profile.pool.hosts() else { panic!("one server") };
+    let burst = (0..8).map(|_| {
+        let profile = Arc::clone(&profile);
+        tokio::spawn(async move { word(&ask(&profile, "fry", "fry").await) })
+    });
+    for asked in burst.collect::<Vec<_>>() {
+        assert_eq!(asked.await.unwrap(), "accepted");
+    }
+    let left = host.idle_connections();
+    assert!((1..=8).contains(&left), "{left}");
+
+    host.tend(clock::now()).await;
+    assert_eq!(host.idle_connections(), left);
+    host.tend(clock::now() + Duration::from_secs(121)).await;
+    assert_eq!(host.idle_connections(), 1);
+
+    slapd.stop();
+    host.tend(clock::now()).await;
+    assert_eq!(host.idle_connections(), 0, "it was closed while nobody used it");
+}
+
+#[tokio::test]
 async fn connections_are_replaced_when_they_are_old() {
     let slapd = Slapd::start(&Wish::default());
     let mut section = section(&[slapd.url()]);
