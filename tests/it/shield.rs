@@ -232,6 +232,29 @@ fn nobody_guesses_against_memory_while_the_directory_is_away() {
     accepted(&login_from(&gatepost, "203.0.113.5", &password_of("fry")));
 }
 
+/// login.md M-4.
+#[test]
+fn an_administrator_who_sets_a_password_that_was_refused_need_not_wait() {
+    let (gatepost, slapd) = start("1h", Wish { ppolicy: true, ..Wish::default() });
+    // From here on the entry has a readable change stamp.
+    slapd.set_password("fry", &password_of("fry"));
+    let refused = tally((0..3).map(|_| login_from(&gatepost, OWNER, NEW)));
+    assert_eq!(refused, BTreeMap::from([("403 wrong-password".into(), 3)]));
+    wait_until("the stamp is read", Duration::from_secs(5), || {
+        slapd.count_log(&["SRCH base=\"uid=fry,"]) == 1
+    });
+    // Its time has seconds only.
+    pass_time(Duration::from_millis(1100));
+
+    slapd.set_password("fry", NEW);
+
+    wait_until("the new password is good", Duration::from_secs(15), || {
+        login_from(&gatepost, OWNER, NEW).status == 200
+    });
+    // Once at the first refusal that was hit, once 10 s later, and beside the bind.
+    assert_eq!(slapd.count_log(&["SRCH base=\"uid=fry,"]), 3, "reads of the entry alone");
+}
+
 #[test]
 fn a_client_with_the_password_from_before_a_change_is_recognised_and_not_punished() {
     let (gatepost, slapd) = start("1h", Wish { ppolicy: true, ..Wish::default() });
