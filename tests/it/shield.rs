@@ -190,8 +190,9 @@ fn other_names_of_an_account_give_no_more_guesses() {
         gatepost.post_login(body.to_string().as_bytes())
     }));
 
-    assert_eq!(answers["403 wrong-password"], 2, "{answers:?}");
-    assert_eq!(slapd.binds_as("professor"), 2);
+    // Nobody was let in yet for whom one would be kept.
+    assert_eq!(answers["403 wrong-password"], 3, "{answers:?}");
+    assert_eq!(slapd.binds_as("professor"), 3);
 }
 
 #[test]
@@ -253,6 +254,23 @@ fn an_administrator_who_sets_a_password_that_was_refused_need_not_wait() {
     });
     // Once at the first refusal that was hit, once 10 s later, and beside the bind.
     assert_eq!(slapd.count_log(&["SRCH base=\"uid=fry,"]), 3, "reads of the entry alone");
+}
+
+/// The directory counts failures until a login succeeds or the password is set; so does the budget.
+#[test]
+fn a_new_password_from_the_administrator_opens_an_account_whose_budget_is_spent() {
+    let (gatepost, slapd) = start("1h", Wish { ppolicy: true, ..Wish::default() });
+    let guesses = tally((0..10).map(|number| {
+        login_from(&gatepost, &format!("198.51.{number}.1"), &format!("guess {number}"))
+    }));
+    assert_eq!(guesses["403 wrong-password"], 2, "{guesses:?}");
+    assert_eq!(login_from(&gatepost, OWNER, NEW).reason(), "budget-spent");
+
+    slapd.set_password("fry", NEW);
+
+    wait_until("the new password is good", Duration::from_secs(15), || {
+        login_from(&gatepost, OWNER, NEW).status == 200
+    });
 }
 
 #[test]
