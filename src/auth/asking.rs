@@ -540,7 +540,7 @@ impl Authenticator {
     }
 
     /// No bind was sent: memory refuses this password at the account that the name leads to, or the budget is spent.
-    fn withheld(&self, asking: &Asking, profile: &Profile, id: &str) -> Settled {
+    fn withheld(self: &Arc<Self>, asking: &Asking, profile: &Profile, id: &str) -> Settled {
         let setup = &asking.setup;
         let newest = |person: &Person| setup.newest(person);
         let record = self.memory.account(&account_key(profile.name(), id));
@@ -554,6 +554,13 @@ impl Authenticator {
                     record.refreshed(clock::now());
                 }
                 Settled::Proven { mailbox, source: Source::Memory, changes: None }
+            }
+            Some(Recall::Ask(record)) => {
+                // An administrator may have set a new password, and then all is different.
+                if record.is_read_due(clock::now()) {
+                    self.read_stamp(setup, record);
+                }
+                later(Reason::BudgetSpent, None)
             }
             _ => later(Reason::BudgetSpent, None),
         }
@@ -761,16 +768,20 @@ impl Authenticator {
     }
 
     /// Reads an entry's change stamp in the background: a refusal was hit (M-4).
-    pub(super) fn read_stamp(self: &Arc<Self>, setup: &Setup, record: Arc<Record>) {
+    pub(super) fn read_stamp(self: &Arc<Self>, setup: &Arc<Setup>, record: Arc<Record>) {
+        let setup = Arc::clone(setup);
         let person = record.person();
         let Some(profile) = setup.directories.profile(&person.profile).cloned() else { return };
         let deadline = clock::now() + setup.deadline;
         let core = Arc::clone(self);
         self.tracker.spawn(async move {
             let known = directory::Known { dn: person.dn.clone(), id: person.id.clone() };
-            let read = profile.read_stamp(&known, Share::Known, deadline).await;
-            if let Finding::One(found) = read {
-                core.memory.stamp_seen(&record, found.stamp);
+            // Skipped while others need the connections: the next hit in 10 s tries again.
+            let read = profile.read_stamp(&known, Share::Background, deadline).await;
+            if let Finding::One(found) = read
+                && core.memory.stamp_seen(&record, found.stamp)
+            {
+                core.forgive(&setup, &profile, &record.account);
             }
         });
     }

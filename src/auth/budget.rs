@@ -61,6 +61,11 @@ impl Allowance {
         Self { wrong_binds: wrong_binds.clamp(1, MAX_WRONG_BINDS), window }
     }
 
+    /// Nothing but a success ends what was spent.
+    pub(super) fn counts_for_ever(self) -> bool {
+        self.window.is_none()
+    }
+
     /// One bind is reserved for those who were let in before, unless there is but one.
     fn limit(self, standing: Standing) -> u32 {
         match standing {

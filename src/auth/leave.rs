@@ -51,7 +51,7 @@ impl Leave for BindLeave {
                 return false;
             }
         }
-        let standing = standing(record.as_deref(), &digest, &self.net);
+        let standing = share(record.as_deref(), &digest, &self.net);
         let allowance = self.setup.allowance(&self.profile);
         *reserved = self.core.budgets.take(&account, allowance, standing, now);
         reserved.is_some()
@@ -75,6 +75,15 @@ pub(super) fn standing(record: Option<&Record>, digest: &Digest, net: &Net) -> S
     match record {
         Some(record) if record.knows(net) || record.is_proven(digest) => Standing::Known,
         _ => Standing::Stranger,
+    }
+}
+
+/// The same for the budget. Nothing is kept back from strangers at an account that nobody was let in to yet: there is
+/// nobody to keep it for, and a person's first login may begin with a typing error.
+fn share(record: Option<&Record>, digest: &Digest, net: &Net) -> Standing {
+    match record {
+        Some(record) if record.had_success() => standing(Some(record), digest, net),
+        _ => Standing::Known,
     }
 }
 
@@ -103,8 +112,16 @@ impl Authenticator {
     ) -> bool {
         let person = record.person();
         let Some(profile) = setup.directories.profile(&person.profile) else { return false };
-        let standing = standing(Some(record), digest, net);
+        let standing = share(Some(record), digest, net);
         let allowance = setup.allowance(profile);
         self.budgets.is_spent(&record.account, allowance, standing, clock::now())
+    }
+
+    /// The account's change stamp has moved. Where failures count until a login succeeds, a new password ends them in
+    /// the directory, and so here: nobody could log in with it else.
+    pub(super) fn forgive(&self, setup: &Setup, profile: &Profile, account: &str) {
+        if setup.allowance(profile).counts_for_ever() {
+            self.budgets.forget(account);
+        }
     }
 }

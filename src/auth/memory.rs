@@ -505,10 +505,11 @@ impl Memory {
     }
 
     /// The entry's change stamp was read for the sake of a refusal. If it moved, refusals end and proofs are asked
-    /// about again.
-    pub fn stamp_seen(&self, record: &Record, stamp: Stamp) {
+    /// about again. Says whether it did.
+    pub fn stamp_seen(&self, record: &Record, stamp: Stamp) -> bool {
         let mut state = record.lock();
-        if state.person.stamp != stamp {
+        let moved = state.person.stamp != stamp;
+        if moved {
             state.refusals.clear();
             state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
             let mut person = Person::clone(&state.person);
@@ -516,6 +517,7 @@ impl Memory {
             state.person = Arc::new(person);
             state.vouched = None;
         }
+        moved
     }
 
     /// The entry was touched, and this was read of it since. `by_login`: it was a login that touched it last.
@@ -816,6 +818,19 @@ impl Record {
         self.lock().proof(digest).is_some_and(|proof| !proof.demoted)
     }
 
+    /// Somebody was let in here, as far as memory goes back.
+    #[must_use]
+    pub fn had_success(&self) -> bool {
+        let state = self.lock();
+        !state.nets.is_empty() || !state.proofs.is_empty()
+    }
+
+    /// Whether the entry should be read for its stamp now, if there was none until now, too; says yes once per 10 s.
+    #[must_use]
+    pub fn is_read_due(&self, now: Instant) -> bool {
+        self.lock().read_due(now)
+    }
+
     /// Whether memory could tell a guesser that this password is right, had it been another: it holds proofs, and none
     /// of it (login.md L-3).
     #[must_use]
@@ -1006,8 +1021,12 @@ impl State {
 
     /// Whether a hit on a refusal should read the entry's stamp now; says yes once per 10 s.
     fn stamp_due(&mut self, now: Instant) -> bool {
-        let due = self.person.stamp != Stamp::Unreadable
-            && self.stamp_read.is_none_or(|at| now >= at + STAMP_READ_EVERY);
+        self.person.stamp != Stamp::Unreadable && self.read_due(now)
+    }
+
+    /// Whether the entry may be read for its stamp now; says yes once per 10 s.
+    fn read_due(&mut self, now: Instant) -> bool {
+        let due = self.stamp_read.is_none_or(|at| now >= at + STAMP_READ_EVERY);
         if due {
             self.stamp_read = Some(now);
         }

@@ -73,7 +73,14 @@ fn passwords() -> Vec<Vec<u8>> {
 
 fn start() -> (Gatepost, Slapd) {
     let slapd = Slapd::start();
-    (Configuration::new(&slapd).start(), slapd)
+    (configuration(&slapd).start(), slapd)
+}
+
+/// Every one of these passwords shall be judged by the directory: the lock-out budget (shield.rs) is not meant here.
+fn configuration(slapd: &Slapd) -> Configuration {
+    let mut configuration = Configuration::new(slapd);
+    configuration.set("directory.planet.auth", "wrong_binds = \"500/10m\"");
+    configuration
 }
 
 /// After all that: still there, and fry gets in.
@@ -183,7 +190,7 @@ fn requests_that_are_no_login_are_answered_and_survived_over_http() {
 fn hostile_names_and_passwords_are_refused_through_the_mail_servers() {
     let slapd = Slapd::start();
     let (place, queue) = (Place::new(Home::Bookworm), postfix::Place::new(Home::Bookworm));
-    let gatepost = Configuration::new(&slapd).for_dovecot(&place).for_postfix(&queue).start();
+    let gatepost = configuration(&slapd).for_dovecot(&place).for_postfix(&queue).start();
     let postfix = Postfix::by_socket(queue);
     let dovecot = Dovecot::start(place, Judge::Gatepost);
     let (ports, smtp) = ((dovecot.imap, dovecot.pop3, dovecot.sieve), postfix.port);

@@ -190,8 +190,9 @@ fn other_names_of_an_account_give_no_more_guesses() {
         gatepost.post_login(body.to_string().as_bytes())
     }));
 
-    assert_eq!(answers["403 wrong-password"], 2, "{answers:?}");
-    assert_eq!(slapd.binds_as("professor"), 2);
+    // Nobody was let in yet for whom one would be kept.
+    assert_eq!(answers["403 wrong-password"], 3, "{answers:?}");
+    assert_eq!(slapd.binds_as("professor"), 3);
 }
 
 #[test]
@@ -230,6 +231,46 @@ fn nobody_guesses_against_memory_while_the_directory_is_away() {
     }
     accepted(&login_from(&gatepost, OWNER, &password_of("fry")));
     accepted(&login_from(&gatepost, "203.0.113.5", &password_of("fry")));
+}
+
+/// login.md M-4.
+#[test]
+fn an_administrator_who_sets_a_password_that_was_refused_need_not_wait() {
+    let (gatepost, slapd) = start("1h", Wish { ppolicy: true, ..Wish::default() });
+    // From here on the entry has a readable change stamp.
+    slapd.set_password("fry", &password_of("fry"));
+    let refused = tally((0..3).map(|_| login_from(&gatepost, OWNER, NEW)));
+    assert_eq!(refused, BTreeMap::from([("403 wrong-password".into(), 3)]));
+    wait_until("the stamp is read", Duration::from_secs(5), || {
+        slapd.count_log(&["SRCH base=\"uid=fry,"]) == 1
+    });
+    // Its time has seconds only.
+    pass_time(Duration::from_millis(1100));
+
+    slapd.set_password("fry", NEW);
+
+    wait_until("the new password is good", Duration::from_secs(15), || {
+        login_from(&gatepost, OWNER, NEW).status == 200
+    });
+    // Once at the first refusal that was hit, once 10 s later, and beside the bind.
+    assert_eq!(slapd.count_log(&["SRCH base=\"uid=fry,"]), 3, "reads of the entry alone");
+}
+
+/// The directory counts failures until a login succeeds or the password is set; so does the budget.
+#[test]
+fn a_new_password_from_the_administrator_opens_an_account_whose_budget_is_spent() {
+    let (gatepost, slapd) = start("1h", Wish { ppolicy: true, ..Wish::default() });
+    let guesses = tally((0..10).map(|number| {
+        login_from(&gatepost, &format!("198.51.{number}.1"), &format!("guess {number}"))
+    }));
+    assert_eq!(guesses["403 wrong-password"], 2, "{guesses:?}");
+    assert_eq!(login_from(&gatepost, OWNER, NEW).reason(), "budget-spent");
+
+    slapd.set_password("fry", NEW);
+
+    wait_until("the new password is good", Duration::from_secs(15), || {
+        login_from(&gatepost, OWNER, NEW).status == 200
+    });
 }
 
 #[test]
