@@ -22,8 +22,8 @@ const CLAIMABLE: Duration = Duration::from_secs(150);
 /// Claims per connection; the oldest goes first. A login process has a handful at a time.
 const MAX_CLAIMS: usize = 4096;
 
-/// So long after its OK a login is waited for when the daemon ends: a mail process may have to be started for it.
-const AWAITED: Duration = Duration::from_secs(1);
+/// So long after its request a login is waited for when the daemon ends: a mail process may have to be started for it.
+const AWAITED: Duration = Duration::from_secs(2);
 
 /// A login that was answered OK.
 #[derive(Clone, Debug)]
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn when_the_daemon_ends_claims_outlive_their_connection_and_are_awaited_for_a_second() {
+    fn when_the_daemon_ends_claims_outlive_their_connection_and_are_awaited_for_two_seconds() {
         let (claims, now) = (Claims::default(), clock::now());
         let place = claims.open(COOKIE, PID);
         claims.outlive_connections();

@@ -144,7 +144,18 @@ impl Slapd {
 
     /// SIGSTOP: connections are taken by the kernel and never answered.
     pub(crate) fn pause(&self) {
-        self.running.as_ref().expect("slapd runs").signal(Signal::STOP);
+        let running = self.running.as_ref().expect("slapd runs");
+        running.signal(Signal::STOP);
+        // Each thread stops when it gets its turn: on a busy machine some go on answering for a while.
+        let tasks = format!("/proc/{}/task", running.id());
+        let is_stopped = |task: PathBuf| {
+            let stat = read_text(&task.join("stat"));
+            stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+        };
+        wait_until("every thread of slapd has stopped", Duration::from_secs(10), || {
+            let mut tasks = fs::read_dir(&tasks).unwrap();
+            tasks.all(|task| is_stopped(task.unwrap().path()))
+        });
     }
 
     /// SIGCONT.
