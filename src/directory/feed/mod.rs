@@ -1,8 +1,8 @@
 //! Hears of changes at a directory as they happen, so that what is remembered of somebody ends with what it stood on.
 //!
 //! One task per profile follows one server: the one that is asked first. It takes the best way that the server has:
-//! RFC 4533 ([`sync`]), Active Directory's update numbers, or the entries' own timestamps. A feed is a trigger only:
-//! it says whose entry was touched; what that means is seen by reading the entry again ([`reread`]), at the same
+//! RFC 4533 (`sync`), Active Directory's update numbers, or the entries' own timestamps. A feed is a trigger only:
+//! it says whose entry was touched; what that means is seen by reading the entry again (`reread`), at the same
 //! server, for another may not have heard of the change yet. Without a feed everything works as with one, only later:
 //! changes are seen when what is remembered is asked about again.
 
