@@ -269,8 +269,12 @@ impl Lookup {
         }
         // What changed while it was read may have been forgotten before it was put in: it must go again.
         if self.store.changes().edition() != edition {
-            texts.iter().for_each(|text| drop(self.known.addresses.remove(*text)));
-            found.iter().for_each(|(_, resident)| drop(self.known.residents.remove(&resident.id)));
+            for text in &texts {
+                self.known.addresses.remove(*text);
+            }
+            for (_, resident) in &found {
+                self.known.residents.remove(&resident.id);
+            }
         }
         Ok(())
     }
@@ -324,8 +328,12 @@ impl Known {
     }
 
     fn forget(&self, touched: &Touched) {
-        touched.addresses.iter().for_each(|it| drop(self.addresses.remove(it.as_str())));
-        touched.mailboxes.iter().for_each(|id| drop(self.residents.remove(id)));
+        for address in &touched.addresses {
+            self.addresses.remove(address.as_str());
+        }
+        for id in &touched.mailboxes {
+            self.residents.remove(id);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::password::{CheckError, Checked};
 use super::{Attempt, Authenticator, Later, Reason, Refused, Service, Setup, Source, name_key};
 use crate::clock;
 use crate::directory::{
-    self, Answer, Finding, Leave, Lock, Lockout, Profile, Question, Said, Share, Why,
+    self, Answer, Finding, Leave, Lock, Lockout, Profile, Question, Said, Share, Trouble, Why,
 };
 use crate::identity::Login;
 use crate::person::Person;
@@ -503,22 +503,7 @@ impl Authenticator {
                 later(Reason::DirectoryMisconfigured, Some(&detail))
             }
             Answer::Trouble(trouble) => {
-                // One server in trouble is not yet an outage: another may answer the next question.
-                if trouble.why == Why::Directory
-                    && (profile.nothing_answers() || profile.grace_allowed(clock::now()))
-                    && self.grace(asking, profile, proven).is_none()
-                    && let Some(settled) = self.fall_back(asking, profile, stored).await
-                {
-                    return Some(settled);
-                }
-                let reason = match trouble.why {
-                    Why::Busy => Reason::Busy,
-                    Why::Deadline => Reason::Deadline,
-                    Why::Directory => Reason::DirectoryUnavailable,
-                    Why::Odd | Why::Ours => Reason::DirectoryMisconfigured,
-                };
-                let why = (reason, trouble.detail.as_str());
-                self.grace_or_later(asking, profile, proven, why).await
+                self.troubled(asking, profile, trouble, proven, stored).await
             }
             refusal => self.refuse_known(asking, profile, (refusal, vouched), proven),
         };
@@ -526,6 +511,33 @@ impl Authenticator {
             self.reread_if_touched(profile, &account, asking.asked);
         }
         Some(settled)
+    }
+
+    /// No answer, or not now.
+    async fn troubled(
+        self: &Arc<Self>,
+        asking: &Asking,
+        profile: &Profile,
+        trouble: Trouble,
+        proven: Option<(&Arc<Record>, &Digest)>,
+        stored: Option<&Stored>,
+    ) -> Settled {
+        // One server in trouble is not yet an outage: another may answer the next question.
+        if trouble.why == Why::Directory
+            && (profile.nothing_answers() || profile.grace_allowed(clock::now()))
+            && self.grace(asking, profile, proven).is_none()
+            && let Some(settled) = self.fall_back(asking, profile, stored).await
+        {
+            return settled;
+        }
+        let reason = match trouble.why {
+            Why::Busy => Reason::Busy,
+            Why::Deadline => Reason::Deadline,
+            Why::Directory => Reason::DirectoryUnavailable,
+            Why::Odd | Why::Ours => Reason::DirectoryMisconfigured,
+        };
+        let why = (reason, trouble.detail.as_str());
+        self.grace_or_later(asking, profile, proven, why).await
     }
 
     fn leave(self: &Arc<Self>, asking: &Asking, profile: &Arc<Profile>) -> Arc<dyn Leave> {

@@ -1,7 +1,6 @@
 //! Clients that still send a password that was changed: the phone in a drawer. They are not punished; they are listed
 //! (`gatepost memory old-passwords`), so that somebody can tell their owners.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,7 +22,7 @@ pub(super) struct OldPasswords(Mutex<HashMap<Box<str>, Vec<Client>>>);
 #[derive(Clone, Debug)]
 struct Client {
     address: Option<IpAddr>,
-    service: Cow<'static, str>,
+    service: Box<str>,
     attempts: u64,
     last_seen: Instant,
 }
@@ -56,7 +55,7 @@ impl OldPasswords {
         &self,
         login: &str,
         address: Option<IpAddr>,
-        service: &Cow<'static, str>,
+        service: &str,
         now: Instant,
     ) {
         let mut logins = self.lock();
@@ -66,14 +65,14 @@ impl OldPasswords {
         let clients = logins.entry(login.into()).or_default();
         let place = clients
             .iter()
-            .position(|client| client.address == address && client.service == *service);
+            .position(|client| client.address == address && *client.service == *service);
         let mut client = match place {
             Some(place) => clients.remove(place),
             None => {
                 if clients.len() >= MAX_CLIENTS {
                     clients.pop();
                 }
-                Client { address, service: service.clone(), attempts: 0, last_seen: now }
+                Client { address, service: service.into(), attempts: 0, last_seen: now }
             }
         };
         client.attempts += 1;
@@ -153,11 +152,11 @@ mod tests {
         let (old, start) = (OldPasswords::default(), crate::clock::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let phone = Some(IpAddr::from([192, 0, 2, 7]));
-        let (imap, smtp): (Cow<'static, str>, Cow<'static, str>) = ("imap".into(), "smtp".into());
+        let (imap, smtp) = ("imap", "smtp");
 
-        old.note("fry", phone, &imap, at(0));
-        old.note("fry", phone, &smtp, at(1));
-        old.note("fry", phone, &imap, at(2));
+        old.note("fry", phone, imap, at(0));
+        old.note("fry", phone, smtp, at(1));
+        old.note("fry", phone, imap, at(2));
 
         let of_fry = old.of("fry", at(10));
         assert_eq!(
@@ -174,13 +173,13 @@ mod tests {
     #[test]
     fn logins_and_clients_are_bounded() {
         let (old, start) = (OldPasswords::default(), crate::clock::now());
-        let imap: Cow<'static, str> = "imap".into();
+        let imap = "imap";
         for number in 0..=MAX_LOGINS {
             let at = start + Duration::from_secs(u64::try_from(number).unwrap());
-            old.note(&format!("login {number}"), None, &imap, at);
+            old.note(&format!("login {number}"), None, imap, at);
         }
         for last in 0..100 {
-            old.note("login 7", Some(IpAddr::from([192, 0, 2, last])), &imap, start);
+            old.note("login 7", Some(IpAddr::from([192, 0, 2, last])), imap, start);
         }
 
         assert_eq!(old.lock().len(), MAX_LOGINS);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::gatepost::{Answer, Configuration, Gatepost};
+use crate::support::samba::{self, Samba};
 use crate::support::slapd::{Slapd, Wish, mail_of, password_of};
 use crate::support::{now, pass_time, wait_until};
 
@@ -357,4 +358,37 @@ fn nobody_starves_the_owner_who_comes_from_a_known_net() {
         }
         drop((gatepost, slapd));
     }
+}
+
+/// The same against Active Directory's own counter, as Samba keeps it.
+#[test]
+fn a_thousand_wrong_passwords_lock_nobody_out_of_a_samba_domain() {
+    let samba = Samba::start();
+    samba.administer(&format!(
+        "db.modify_ldif('''dn: {}\nchangetype: modify\nreplace: lockoutThreshold\nlockoutThreshold: 5\n''')",
+        samba::BASE
+    ));
+    let mut configuration = Configuration::for_samba(&samba);
+    configuration.add("memory", "fresh = \"1ms\"\nrefused = \"1h\"");
+    let gatepost = configuration.start();
+    accepted(&login_from(&gatepost, OWNER, &password_of("fry")));
+
+    let same = tally((0..1000).map(|_| login_from(&gatepost, "198.51.100.1", "wrong")));
+    let different = tally((0..1000).map(|number| {
+        let client = format!("198.51.{}.{}", number % 200, number % 250);
+        login_from(&gatepost, &client, &format!("guess {number}"))
+    }));
+    println!("one wrong password: {same:?}; a thousand: {different:?}");
+
+    assert_eq!(same, BTreeMap::from([("403 wrong-password".into(), 1000)]));
+    // One less than the domain's five, of which one is kept for the owner and one was spent before.
+    assert_eq!(different["403 wrong-password"], 2, "{different:?}");
+    let binds = gatepost.metric("gatepost_ldap_operations_total", &["bind", "refused"]);
+    assert!((binds - 3.0).abs() < 0.5, "{binds} wrong binds");
+    samba.administer(
+        "fry = db.search(expression='(sAMAccountName=fry)', attrs=['lockoutTime', 'badPwdCount'])[0]\n\
+         assert int(str(fry.get('lockoutTime', '0'))) == 0, 'locked'\n\
+         assert int(str(fry['badPwdCount'])) == 3, str(fry['badPwdCount'])\n",
+    );
+    accepted(&login_from(&gatepost, OWNER, &password_of("fry")));
 }
