@@ -155,7 +155,7 @@ fn crowd(mut connection: Connection, people: VecDeque<u64>, then: Then) -> anyho
     let mut waiting: HashMap<u32, Outside> = HashMap::new();
     let mut outcome = Outcome::default();
     let mut next_id = 1;
-    connection.wait_at_most(Duration::from_millis(50))?;
+    connection.hurry()?;
     while !queue.is_empty() || !waiting.is_empty() {
         ensure!(started.elapsed() < Duration::from_secs(600), "{} are still outside", queue.len());
         let now = Instant::now();
@@ -166,7 +166,7 @@ fn crowd(mut connection: Connection, people: VecDeque<u64>, then: Then) -> anyho
             waiting.insert(next_id, Outside { attempts: outside.attempts + 1, ..outside });
             next_id += 1;
         }
-        connection.flush()?;
+        connection.send_some().context("writing")?;
         connection.read()?;
         let now = Instant::now();
         while let Some(heard) = connection.buffered()? {
