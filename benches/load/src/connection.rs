@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
@@ -78,12 +79,31 @@ impl Connection {
         Ok(())
     }
 
+    /// Neither reads nor writes wait much from now on.
+    pub fn hurry(&self) -> io::Result<()> {
+        self.stream.write_within(Duration::from_millis(1))?;
+        self.stream.wait_at_most(Duration::from_millis(20))
+    }
+
+    /// Sends what the server takes now. One who waits for room while the server waits for its answers to be read would
+    /// wait for ever.
+    pub fn send_some(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(count) => drop(self.output.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// The other end for sending, for a thread of its own.
     pub fn sender(&self) -> io::Result<Stream> {
         self.stream.try_clone()
     }
 
-    pub fn wait_at_most(&self, limit: std::time::Duration) -> io::Result<()> {
+    pub fn wait_at_most(&self, limit: Duration) -> io::Result<()> {
         self.stream.wait_at_most(limit)
     }
 

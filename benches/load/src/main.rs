@@ -34,6 +34,9 @@ enum Command {
         /// The address or unix socket to listen at
         socket: String,
     },
+    /// Start a program for each login and print how long that takes
+    #[command(hide = true)]
+    StartPrograms(checkpassword::Started),
 }
 
 #[derive(Debug, Parser)]
@@ -53,6 +56,10 @@ fn main() -> anyhow::Result<()> {
             if write_docs {
                 report::write_docs(&text, &chart::svg(&compare.figures))?;
             }
+            Ok(())
+        }
+        Command::StartPrograms(started) => {
+            println!("{}", checkpassword::start_programs(&started)?);
             Ok(())
         }
         Command::Floor { protocol, socket } => floor::serve(protocol, &socket),

@@ -20,6 +20,9 @@ const IN_FLIGHT: usize = 1000;
 /// `bind_connections` and `search_connections` by default, and one more for whatever watches.
 const MOST_LDAP_CONNECTIONS: usize = 32 + 2 + 1;
 
+/// Who is not in after this long stays outside, and is reported so.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// What those do who hear "later".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
@@ -39,7 +42,7 @@ struct Outcome {
 }
 
 /// # Errors
-/// If anybody is refused, which is always wrong here, or not in after ten minutes.
+/// If anybody is refused, which is always wrong here.
 pub fn measure(compare: &mut Compare) -> anyhow::Result<()> {
     if !compare.wants("storm") {
         return Ok(());
@@ -47,25 +50,26 @@ pub fn measure(compare: &mut Compare) -> anyhow::Result<()> {
     compare.everybody_has_a_mailbox()?;
     for (word, then) in [
         ("once", Then::GiveUp),
-        ("again 1 s after each \"later\"", Then::ComeBackIn(Duration::from_secs(1))),
+        ("again 5 s after each \"later\"", Then::ComeBackIn(Duration::from_secs(5))),
     ] {
         compare.site.stop(REMEMBERS.name)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let others = connections_at(compare.site.slapd_port)?;
         compare.site.start_gatepost(REMEMBERS)?;
         let people = compare.options.people;
         let door = compare.site.door(REMEMBERS.name, Protocol::Dovecot)?;
         let counted = compare.site.counted(REMEMBERS.name, Protocol::Dovecot)?;
         let (cpu, before) = (counted.cpu()?, operations(&compare.site)?);
         let port = compare.site.slapd_port;
-        let (outcome, took, felt) = storm(&door, people, then, port)?;
+        let (outcome, took, mut felt) = storm(&door, people, then, port)?;
+        // Those of the other servers that are compared.
+        felt.iter_mut().for_each(|count| *count = count.saturating_sub(others));
         let cpu = counted.cpu()?.saturating_sub(cpu);
         let after = operations(&compare.site)?;
         compare.notes.push(describe(word, people, (&outcome, took), &felt, (before, after), cpu));
         eprintln!("{}", compare.notes.last().map_or("", |note| note));
         let most = felt.iter().copied().max().unwrap_or_default();
         compare.single("storm: most connections at slapd", crate::figures::count(most));
-        if then != Then::GiveUp {
-            ensure!(outcome.accepted.len() == usize::try_from(people)?, "somebody stayed out");
-        }
     }
     Ok(())
 }
@@ -155,10 +159,12 @@ fn crowd(mut connection: Connection, people: VecDeque<u64>, then: Then) -> anyho
     let mut waiting: HashMap<u32, Outside> = HashMap::new();
     let mut outcome = Outcome::default();
     let mut next_id = 1;
-    connection.wait_at_most(Duration::from_millis(50))?;
+    connection.hurry()?;
     while !queue.is_empty() || !waiting.is_empty() {
-        ensure!(started.elapsed() < Duration::from_secs(600), "{} are still outside", queue.len());
         let now = Instant::now();
+        if now > started + PATIENCE {
+            return Ok(outcome);
+        }
         while waiting.len() < IN_FLIGHT
             && let Some((_, outside)) = queue.pop_front_if(|(due, _)| *due <= now)
         {
@@ -166,7 +172,7 @@ fn crowd(mut connection: Connection, people: VecDeque<u64>, then: Then) -> anyho
             waiting.insert(next_id, Outside { attempts: outside.attempts + 1, ..outside });
             next_id += 1;
         }
-        connection.flush()?;
+        connection.send_some().context("writing")?;
         connection.read()?;
         let now = Instant::now();
         while let Some(heard) = connection.buffered()? {
