@@ -628,6 +628,7 @@ mod tests {
         metrics.ldap_operation("corp", "bind", "refused", took);
         metrics.ldap_up("corp", Up::Yes);
         metrics.feed("corp", "syncrepl");
+        metrics.remembered_login(&"dovecot".into(), "imap", took);
         metrics.provisioned("created");
         metrics.refresh("accepted");
         metrics.old_password();

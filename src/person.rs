@@ -70,28 +70,36 @@ pub enum Stamp {
     At([u8; 16]),
 }
 
-/// Attributes by lower-case name; values are bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attributes(BTreeMap<Box<str>, Vec<Box<[u8]>>>);
+/// Attributes by lower-case name; values are bytes. In one piece of memory, for a hundred thousand remembered people hold
+/// them: a *field* is its length (four bytes, little endian) and its bytes; an attribute is the field of its name and a
+/// field of its values' fields; attributes stand in the order of their names.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Attributes(Box<[u8]>);
+
+/// The values of one attribute, in the order the directory gave them.
+#[derive(Clone, Debug, Default)]
+pub struct Values<'a>(&'a [u8]);
 
 impl Attributes {
     /// Adds values to an attribute; the name's case does not matter.
     pub fn insert(&mut self, name: &str, values: impl IntoIterator<Item = Box<[u8]>>) {
-        self.0.entry(name.to_ascii_lowercase().into()).or_default().extend(values);
+        let mut all = self.to_map();
+        let list = all.entry(name.to_ascii_lowercase()).or_default();
+        values.into_iter().for_each(|value| write_field(&value, list));
+        *self = Self::of(&all);
     }
 
     /// Takes an attribute out.
     pub fn remove(&mut self, name: &str) {
-        self.0.remove(name.to_ascii_lowercase().as_str());
+        let mut all = self.to_map();
+        all.remove(&name.to_ascii_lowercase());
+        *self = Self::of(&all);
     }
 
     /// All values of an attribute, in the order the directory gave them.
-    pub fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        let values = match self.0.get(name) {
-            Some(values) => Some(values),
-            None => self.0.get(name.to_ascii_lowercase().as_str()),
-        };
-        values.into_iter().flatten().map(AsRef::as_ref)
+    pub fn values(&self, name: &str) -> Values<'_> {
+        let found = self.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, values)| values).unwrap_or_default()
     }
 
     /// Those values that are UTF-8 text.
@@ -100,15 +108,98 @@ impl Attributes {
     }
 
     /// Every attribute with its values, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[Box<[u8]>])> {
-        self.0.iter().map(|(name, values)| (name.as_ref(), values.as_slice()))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Values<'_>)> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || {
+            let name = std::str::from_utf8(take_field(&mut rest)?).ok()?;
+            Some((name, Values(take_field(&mut rest)?)))
+        })
     }
 
-    /// Roughly what it takes in memory, in bytes.
+    /// What it takes in memory, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let values =
-            |values: &[Box<[u8]>]| values.iter().map(|value| value.len() + 32).sum::<usize>();
-        self.0.iter().map(|(name, all)| name.len() + 64 + values(all)).sum()
+        self.0.len()
+    }
+
+    fn to_map(&self) -> BTreeMap<String, Vec<u8>> {
+        self.iter().map(|(name, values)| (name.to_owned(), values.0.to_vec())).collect()
+    }
+
+    fn of(all: &BTreeMap<String, Vec<u8>>) -> Self {
+        let mut bytes = Vec::new();
+        for (name, values) in all {
+            write_field(name.as_bytes(), &mut bytes);
+            write_field(values, &mut bytes);
+        }
+        Self(bytes.into())
+    }
+}
+
+impl std::fmt::Debug for Attributes {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = |(name, values): (_, Values<'_>)| {
+            let values: Vec<_> = values.map(|value| value.escape_ascii().to_string()).collect();
+            (name, values)
+        };
+        formatter.debug_map().entries(self.iter().map(shown)).finish()
+    }
+}
+
+impl<'a> Iterator for Values<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        take_field(&mut self.0)
+    }
+}
+
+fn write_field(bytes: &[u8], output: &mut Vec<u8>) {
+    // Nothing that comes in one LDAP message is longer.
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    output.extend_from_slice(&length.to_le_bytes());
+    output.extend_from_slice(bytes);
+}
+
+fn take_field<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, after) = rest.split_first_chunk()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    let (field, after) = after.split_at_checked(length)?;
+    *rest = after;
+    Some(field)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn attributes_give_back_what_was_put_in(
+            puts in prop::collection::vec(("[a-cA-C;]{0,3}", prop::collection::vec(any::<Vec<u8>>(), 0..4)), 0..8),
+            removed in "[a-c]",
+        ) {
+            let (mut attributes, mut expected) = (Attributes::default(), BTreeMap::<String, Vec<Vec<u8>>>::new());
+            for (name, values) in &puts {
+                attributes.insert(name, values.iter().map(|value| value.as_slice().into()));
+                expected.entry(name.to_ascii_lowercase()).or_default().extend(values.clone());
+            }
+            attributes.remove(&removed);
+            expected.remove(&removed);
+
+            let all: BTreeMap<String, Vec<Vec<u8>>> = attributes
+                .iter()
+                .map(|(name, values)| (name.to_owned(), values.map(<[u8]>::to_vec).collect()))
+                .collect();
+            prop_assert_eq!(&all, &expected);
+            prop_assert!(attributes.iter().map(|(name, _)| name).is_sorted());
+            for (name, values) in &expected {
+                let found: Vec<_> = attributes.values(&name.to_ascii_uppercase()).map(<[u8]>::to_vec).collect();
+                prop_assert_eq!(&found, values);
+            }
+            prop_assert_eq!(attributes.values("nobody").count(), 0);
+        }
     }
 }

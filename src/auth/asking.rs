@@ -91,10 +91,17 @@ impl Authenticator {
         let Some(lead) = lead else {
             return flights::wait(outcome).await.without_changes();
         };
+        let standing = if record.is_some() { Standing::Known } else { Standing::Stranger };
+        let Some(place) = self.admission.enter(standing) else {
+            let settled = later(Reason::Busy, None);
+            lead.settle(settled.clone());
+            return settled;
+        };
         let asking = Asking::new(setup, attempt, login, service);
         let core = Arc::clone(self);
         self.tracker.spawn(async move {
             let settled = core.take_turn(&asking).await;
+            drop(place);
             lead.settle(settled);
         });
         flights::wait(outcome).await

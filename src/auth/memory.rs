@@ -692,6 +692,7 @@ impl Memory {
         }
         let mut has_place = state.names.iter().any(|known| &*known.text == name);
         if !has_place && state.names.len() < MAX_NAMES {
+            state.names.reserve_exact(1);
             state.names.push(Name { text: name.into(), proven: false });
             has_place = true;
         }
@@ -1015,6 +1016,7 @@ impl State {
             let place = self.names.iter().position(|known| !known.proven)?;
             given_up = Some(self.names.remove(place).text);
         }
+        self.names.reserve_exact(1);
         self.names.push(Name { text: name.into(), proven: true });
         given_up
     }
@@ -1049,6 +1051,8 @@ fn push_bounded<T>(list: &mut Vec<T>, item: T, most: usize) {
     if list.len() >= most {
         list.remove(0);
     }
+    // Nearly everybody has one; a list that grows by itself makes room for four.
+    list.reserve_exact(1);
     list.push(item);
 }
 

@@ -5,6 +5,7 @@
 //! login.md's, named by their ids where they are kept.
 
 mod access;
+mod admission;
 mod asking;
 mod attempt;
 mod budget;
@@ -47,6 +48,7 @@ pub use attempt::{
 pub use memory::{ProofShown, Remembered};
 pub use old_passwords::{OldPasswordClient, OldPasswordLogin};
 
+use admission::Admission;
 use asking::Asking;
 use budget::Budgets;
 use changes::Touched;
@@ -64,6 +66,7 @@ use unproven::Unproven;
 pub struct Authenticator {
     setup: ArcSwap<Setup>,
     memory: Memory,
+    admission: Admission,
     flights: Flights,
     gates: Gates,
     budgets: Budgets,
@@ -194,6 +197,7 @@ impl Authenticator {
         Self {
             setup: ArcSwap::from_pointee(setup),
             memory: Memory::new(parts.memory_capacity, parts.memory_key),
+            admission: Admission::default(),
             flights: Flights::default(),
             gates: Gates::default(),
             budgets: Budgets::default(),

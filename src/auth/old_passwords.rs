@@ -51,13 +51,7 @@ pub struct OldPasswordLogin {
 
 impl OldPasswords {
     /// A client sent an old password.
-    pub(super) fn note(
-        &self,
-        login: &str,
-        address: Option<IpAddr>,
-        service: &str,
-        now: Instant,
-    ) {
+    pub(super) fn note(&self, login: &str, address: Option<IpAddr>, service: &str, now: Instant) {
         let mut logins = self.lock();
         if logins.len() >= MAX_LOGINS && !logins.contains_key(login) {
             make_room(&mut logins, now);

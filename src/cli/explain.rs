@@ -292,7 +292,7 @@ async fn entry(
         Finding::One(person) => {
             diagnosis.good("entry", format!("{} (id {})", person.dn, person.id));
             for (name, values) in person.attributes.iter() {
-                let shown = values.iter().take(5).map(|value| shown_value(value));
+                let shown = values.take(5).map(shown_value);
                 let shown = shown.collect::<Vec<_>>().join(", ");
                 diagnosis.note("attribute", format!("{name}: {shown}"));
             }

@@ -164,7 +164,6 @@ impl Reader {
                 show_id(self.identity.id_format, value).ok_or("is not of its format")
             }
         };
-        drop(values);
         let id = id.map_err(|problem| EntryError::Id {
             dn: entry.dn.clone(),
             attribute: attribute.to_owned(),

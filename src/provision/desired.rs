@@ -9,7 +9,7 @@ use crate::config::template::Template;
 use crate::config::units::ByteSize;
 use crate::identity::Address;
 use crate::person::Person;
-use crate::store::{Field, Mailbox, Misfit, Origin, Place, Settings};
+use crate::store::{Field, Mailbox, Misfit, Origin, Place, Settings, Words};
 
 /// What a person's mailbox should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -378,9 +378,8 @@ fn with_pinned(mut settings: Settings, stored: Option<&Mailbox>) -> Settings {
     settings
 }
 
-fn protocols(template: &Template) -> BTreeSet<Box<str>> {
-    let words = template.protocols.iter().flat_map(|word| word.split_whitespace());
-    words.map(|word| word.to_ascii_lowercase().into()).collect()
+fn protocols(template: &Template) -> Words {
+    template.protocols.join(" ").to_ascii_lowercase().split_whitespace().collect()
 }
 
 /// What a mailbox of this address gets from a template alone, for a local account.

@@ -296,10 +296,7 @@ fn shown(settings: &Settings) -> [(Field, String); 7] {
         (Field::Template, settings.template.to_string()),
         (Field::DisplayName, settings.display_name.to_string()),
         (Field::Quota, ByteSize(settings.quota).to_string()),
-        (
-            Field::Protocols,
-            settings.protocols.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" "),
-        ),
+        (Field::Protocols, settings.protocols.as_str().to_owned()),
         (Field::Active, active(settings.active).into()),
         (Field::DisabledDelivery, delivery(settings.disabled_delivery).into()),
         (Field::Extra, extra.collect::<Vec<_>>().join(" ")),

@@ -59,7 +59,7 @@ impl Shown {
             disabled_by_admin: mailbox.disabled_by_admin,
             disabled_delivery: settings.disabled_delivery,
             quota: settings.quota,
-            protocols: settings.protocols.iter().map(ToString::to_string).collect(),
+            protocols: settings.protocols.iter().map(str::to_owned).collect(),
             aliases: mailbox.aliases.iter().map(|(name, by)| owned(name.to_string(), by)).collect(),
             tags: mailbox.tags.iter().map(|(name, by)| owned(name.to_string(), by)).collect(),
             pinned: mailbox.pinned.iter().map(|field| field.as_str()).collect(),

@@ -134,6 +134,37 @@ pub enum Standing {
     Enabled,
 }
 
+/// Words, each once, by the alphabet. In one piece of memory, for every remembered mailbox has its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Words(Box<str>);
+
+impl Words {
+    /// Whether this word is one of them.
+    #[must_use]
+    pub fn contains(&self, word: &str) -> bool {
+        self.iter().any(|known| known == word)
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split_ascii_whitespace()
+    }
+
+    /// All of them with blanks between.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Words {
+    /// Takes words without blanks.
+    fn from_iter<T: IntoIterator<Item = &'a str>>(words: T) -> Self {
+        let words: BTreeSet<&str> = words.into_iter().collect();
+        Self(words.into_iter().collect::<Vec<_>>().join(" ").into())
+    }
+}
+
 /// The fields that a template or an attribute governs, as last written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -144,7 +175,7 @@ pub struct Settings {
     /// Bytes; 0: no limit.
     pub quota: u64,
     /// imap, pop3, smtp, sieve, dav.
-    pub protocols: BTreeSet<Box<str>>,
+    pub protocols: Words,
     /// Whether it may be used.
     pub active: Active,
     /// Mail for a mailbox that may not log in.
@@ -308,7 +339,7 @@ impl Mailbox {
                 template: "staff".into(),
                 display_name: "".into(),
                 quota: 0,
-                protocols: BTreeSet::from(["imap".into(), "smtp".into()]),
+                protocols: ["imap", "smtp"].into_iter().collect(),
                 active: Active::Yes,
                 disabled_delivery: DisabledDelivery::Accept,
                 extra: BTreeMap::new(),

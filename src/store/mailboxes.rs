@@ -250,7 +250,7 @@ impl Transaction {
             (&*mailbox.settings.template).into(),
             (&*mailbox.settings.display_name).into(),
             words.quota.into(),
-            words.protocols.as_str().into(),
+            mailbox.settings.protocols.as_str().into(),
             active_word(mailbox.settings.active).into(),
             delivery_word(mailbox.settings.disabled_delivery).into(),
             words.extra.as_str().into(),
@@ -278,7 +278,7 @@ impl Transaction {
             (&*settings.template).into(),
             (&*settings.display_name).into(),
             words.quota.into(),
-            words.protocols.as_str().into(),
+            settings.protocols.as_str().into(),
             active_word(settings.active).into(),
             delivery_word(settings.disabled_delivery).into(),
             words.extra.as_str().into(),
@@ -337,17 +337,15 @@ impl Transaction {
 /// Settings in the forms their columns have.
 struct SettingsWords {
     quota: i64,
-    protocols: String,
     extra: String,
 }
 
 impl SettingsWords {
     fn of(settings: &Settings) -> Result<Self, StoreError> {
-        let protocols: Vec<&str> = settings.protocols.iter().map(AsRef::as_ref).collect();
         let extra = serde_json::to_string(&settings.extra)
             .map_err(|error| StoreError::Corrupt { what: format!("extra: {error}") })?;
         let quota = i64::try_from(settings.quota).unwrap_or(i64::MAX);
-        Ok(Self { quota, protocols: protocols.join(" "), extra })
+        Ok(Self { quota, extra })
     }
 }
 
@@ -366,7 +364,7 @@ pub(super) fn read(id: i64, row: &Row) -> Result<Mailbox, StoreError> {
         template: row.text(2)?.into(),
         display_name: row.text(3)?.into(),
         quota: u64::try_from(row.int(4)?).map_err(|_| corrupt("quota"))?,
-        protocols: row.text(5)?.split_whitespace().map(Box::from).collect(),
+        protocols: row.text(5)?.split_whitespace().collect(),
         active: parse_active(row.text(6)?).ok_or_else(|| corrupt("active"))?,
         disabled_delivery: parse_delivery(row.text(7)?)
             .ok_or_else(|| corrupt("disabled_delivery"))?,

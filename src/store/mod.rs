@@ -27,7 +27,7 @@ pub(crate) use changes::{Changes, Touched};
 pub(crate) use dialect::Transaction;
 pub(crate) use domains::{NoRoom, Room};
 pub use mailbox::{
-    Field, Held, Link, Mailbox, Misfit, Origin, Place, Provider, Settings, Standing,
+    Field, Held, Link, Mailbox, Misfit, Origin, Place, Provider, Settings, Standing, Words,
 };
 pub use resident::{MAX_CANDIDATES, Resident};
 
@@ -122,9 +122,10 @@ impl Store {
         within(async {
             let writer = pool(1).connect_with(options.clone()).await?;
             migrate(&writer).await?;
-            let readers = pool(config.max_connections.max(1))
-                .connect_with(options.pragma("query_only", "1"))
-                .await?;
+            // A look at one mailbox needs few pages, and the system keeps them all: a cache of 2 MB for each connection
+            // would be most of an idle daemon.
+            let options = options.pragma("query_only", "1").pragma("cache_size", "-256");
+            let readers = pool(config.max_connections.max(1)).connect_with(options).await?;
             let db = dialect::Db::Sqlite { writer, readers, file };
             Ok(Self { db, changes: Changes::default() })
         })

@@ -48,7 +48,7 @@ impl Resident {
         let extra: usize =
             settings.extra.iter().map(|(key, value)| key.len() + value.len() + 96).sum();
         let link = self.link.as_ref().map_or(0, |link| link.profile.len() + link.id.len());
-        let protocols = settings.protocols.len() * 48;
+        let protocols = settings.protocols.as_str().len();
         500 + extra + link + protocols + settings.display_name.len() + self.place.home.len()
     }
 }

@@ -88,8 +88,7 @@ fn in_json(verdict: &Verdict) -> Answer {
     let body = match verdict {
         Verdict::Accept(accepted) => {
             let mailbox = &*accepted.mailbox;
-            let protocols: Vec<&str> =
-                mailbox.settings.protocols.iter().map(AsRef::as_ref).collect();
+            let protocols: Vec<&str> = mailbox.settings.protocols.iter().collect();
             json_login::encode_verdict(&VerdictAnswer::Accept {
                 user: mailbox.address.as_str(),
                 mailbox: facts(mailbox, &protocols),
