@@ -3,12 +3,13 @@
 //! and judged by their owner.
 
 use std::borrow::Borrow;
-use std::hash::{Hash, RandomState};
+use std::hash::Hash;
 
+use foldhash::quality::RandomState;
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 
-/// The map. Strangers may choose its keys: hence not the library's own hasher.
+/// The map. Strangers may choose its keys: the hasher has a seed of this process and its full quality.
 pub(crate) struct Bounded<K, V>(Cache<K, Weighed<V>, Bytes, RandomState>);
 
 /// A value with what it and its key weighed when it was put in: the library wants a weight that stays.
@@ -31,7 +32,13 @@ impl<K: Eq + Hash, V: Clone> Bounded<K, V> {
     /// An empty map of so many bytes, for entries of at least `least` bytes.
     pub(crate) fn new(bytes: u64, least: usize) -> Self {
         let entries = usize::try_from(bytes).unwrap_or(usize::MAX) / least.max(1);
-        Self(Cache::with(entries, bytes, Bytes, RandomState::new(), DefaultLifecycle::default()))
+        Self(Cache::with(
+            entries,
+            bytes,
+            Bytes,
+            RandomState::default(),
+            DefaultLifecycle::default(),
+        ))
     }
 
     /// The value of a key. Waits for nobody but a thread that changes the map this very moment.

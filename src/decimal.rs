@@ -2,8 +2,7 @@
 
 /// Appends a number without leading zeros.
 pub(crate) fn write(value: u64, output: &mut Vec<u8>) {
-    let width = value.checked_ilog10().map_or(1, |log| log + 1);
-    write_digits(value, usize::try_from(width).unwrap_or(1), output);
+    output.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// Appends the last `width` digits of a number.

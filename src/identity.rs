@@ -219,8 +219,10 @@ impl LoginRules {
             local.make_ascii_lowercase();
         }
         let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
-        let may_have_detail = !self.separator.is_empty()
-            && local.windows(self.separator.len()).any(|part| part == self.separator.as_bytes());
+        // A separator of other letters cannot stand in a plain name.
+        let separator = self.separator.as_bytes();
+        let may_have_detail = separator.iter().all(is_plain)
+            && local.windows(separator.len().max(1)).any(|part| part == separator);
         if local.is_empty()
             || !local.iter().fold(true, |all, byte| all & is_plain(byte))
             || may_have_detail
@@ -277,8 +279,9 @@ fn check_bytes(text: &str) -> Result<(), NameError> {
 /// Whether a domain is in its one form already: labels of lower-case letters, digits and hyphens within. One with a
 /// label like `xn--…` is left to those who know.
 fn is_plain_domain(text: &[u8]) -> bool {
+    let is_letter = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
     let is_plain = |label: &[u8]| {
-        let letters = label.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        let letters = label.iter().fold(true, |all, byte| all & is_letter(byte));
         let ends = label.first() != Some(&b'-') && label.last() != Some(&b'-');
         letters && ends && (1..=63).contains(&label.len()) && label.get(2..4) != Some(b"--")
     };

@@ -378,9 +378,13 @@ fn json_field(name: &[u8], value: &[u8], bound: usize, line: &mut Vec<u8>) {
 
 /// A word stands bare if it is plain ASCII of the kind that session ids are made of; anything else is quoted.
 fn word(value: &str, line: &mut Vec<u8>) {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+@,".contains(byte);
+    let plain = |byte: &u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'+'..=b':' | b'@' | b'_');
     // Dovecot's session ids are base64 and may end in `=`.
-    let is_plain = value.trim_end_matches('=').as_bytes().iter().all(plain);
+    let mut letters = value.as_bytes();
+    while let [rest @ .., b'='] = letters {
+        letters = rest;
+    }
+    let is_plain = letters.iter().all(plain);
     if !value.is_empty() && value.len() <= MAX_WORD && is_plain {
         line.extend_from_slice(value.as_bytes());
     } else {

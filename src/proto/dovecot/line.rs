@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::ops::Deref;
 
 use bytes::{Buf as _, BytesMut};
-use memchr::{memchr, memrchr};
+use memchr::{memchr, memchr_iter, memrchr};
 use zeroize::Zeroize;
 
 const TAB: u8 = b'\t';
@@ -64,21 +64,21 @@ pub fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
 
 /// The fields of a line, still escaped.
 pub(in crate::proto) fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = Some(line);
+    let mut ends = memchr_iter(TAB, line);
+    let mut start = Some(0);
     std::iter::from_fn(move || {
-        let line = rest?;
-        let (field, after) = match memchr(TAB, line).and_then(|at| line.split_at_checked(at)) {
-            Some((field, after)) => (field, after.get(1..)),
-            None => (line, None),
-        };
-        rest = after;
-        Some(field)
+        let from = start?;
+        let end = ends.next();
+        start = end.map(|end| end + 1);
+        line.get(from..end.unwrap_or(line.len()))
     })
 }
 
 /// Splits `key=value` at the first `=`; a bare flag has an empty value. The value is still escaped.
 pub(in crate::proto) fn key_value(field: &[u8]) -> (&[u8], &[u8]) {
-    match memchr(b'=', field).and_then(|at| field.split_at_checked(at)) {
+    // Keys are short: to begin a search of many bytes at a time costs more than to look at each.
+    let at = field.iter().position(|byte| *byte == b'=');
+    match at.and_then(|at| field.split_at_checked(at)) {
         Some((key, value)) => (key, value.strip_prefix(b"=").unwrap_or(value)),
         None => (field, b""),
     }
