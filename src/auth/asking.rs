@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::flights::{self, Settled};
 use super::gate::{self, Full, Net, Standing};
@@ -23,6 +23,10 @@ use crate::person::Person;
 use crate::provision::{self, Change, Known, Outcome, Provisioned, Refusal};
 use crate::secret::Password;
 use crate::store::{Link, Mailbox, Provider};
+
+/// So long after the question began the mailbox read for it is taken for what the store holds. An administrator's change
+/// through this daemon is known at once; this is for other processes.
+const READ_IS_CURRENT: Duration = Duration::from_secs(1);
 
 /// The mailbox of a name, as it was before the directory is asked.
 pub(super) struct Stored {
@@ -89,7 +93,12 @@ impl Authenticator {
         let digest = self.memory.digest(subject, &attempt.password);
         let (outcome, lead) = self.flights.join(subject, digest);
         let Some(lead) = lead else {
-            return flights::wait(outcome).await.without_changes();
+            let settled = flights::wait(outcome).await.without_changes();
+            if !matches!(settled, Settled::Later(_)) {
+                // It was decided after all, though another asked.
+                self.unproven.take_back(&gate::net(attempt.client), &name, &digest);
+            }
+            return settled;
         };
         let standing = if record.is_some() { Standing::Known } else { Standing::Stranger };
         let Some(place) = self.admission.enter(standing) else {
@@ -561,6 +570,10 @@ impl Authenticator {
     /// No bind was sent: memory refuses this password at the account that the name leads to, or the budget is spent.
     fn withheld(self: &Arc<Self>, asking: &Asking, profile: &Profile, id: &str) -> Settled {
         let setup = &asking.setup;
+        let net = gate::net(asking.client);
+        if self.unproven.bars(&net, &asking.name, clock::now()) {
+            return later(Reason::Unproven, None);
+        }
         let newest = |person: &Person| setup.newest(person);
         let record = self.memory.account(&account_key(profile.name(), id));
         let recall = record.map(|record| {
@@ -575,6 +588,11 @@ impl Authenticator {
                 Settled::Proven { mailbox, source: Source::Memory, changes: None }
             }
             Some(Recall::Ask(record)) => {
+                // By a name that memory does not know it was not noted yet (L-3).
+                let digest = self.memory.digest(&record.account, &asking.password);
+                if record.is_guess(&digest) {
+                    self.unproven.note(&net, &asking.name, digest, clock::now());
+                }
                 // An administrator may have set a new password, and then all is different.
                 if record.is_read_due(clock::now()) {
                     self.read_stamp(setup, record);
@@ -678,8 +696,13 @@ impl Authenticator {
             .memory
             .account(&account_key(&person.profile, &person.id))
             .and_then(|record| record.mailbox());
+        // What was read before the wait for turn and directory may be old by now (O-4).
+        let is_current =
+            edition == self.memory.edition() && clock::now() < asking.asked + READ_IS_CURRENT;
         let known = match (stored, remembered.as_deref()) {
-            (Some(Stored { mailbox, from: ReadFrom::Store, .. }), _) => Known::Read(mailbox),
+            (Some(Stored { mailbox, from: ReadFrom::Store, .. }), _) if is_current => {
+                Known::Read(mailbox)
+            }
             (_, Some(mailbox)) | (Some(Stored { mailbox, .. }), None) => Known::Remembered(mailbox),
             (None, None) => Known::Nothing,
         };

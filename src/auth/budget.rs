@@ -171,9 +171,10 @@ impl Spent {
 
     fn wrong(&mut self, allowance: Allowance, now: Instant) -> u32 {
         if let Some(window) = allowance.window {
-            let is_over = |at: &Instant| now >= *at + window;
-            while self.wrong.front().is_some_and(is_over) {
-                self.wrong.pop_front();
+            // Active Directory and the KDC begin the window anew with each failure: until it has passed in peace, all
+            // that came before counts.
+            if self.wrong.back().is_some_and(|last| now >= *last + window) {
+                self.wrong.clear();
             }
         }
         u32::try_from(self.wrong.len()).unwrap_or(u32::MAX)
@@ -270,14 +271,16 @@ mod tests {
     }
 
     #[test]
-    fn the_window_slides() {
+    fn the_window_begins_anew_with_each_wrong_password() {
         let (fixture, allowance) = (Fixture::new(), three_in_ten_minutes());
         assert!(fixture.wrong(allowance, Stranger, 0));
         assert!(fixture.wrong(allowance, Stranger, 5 * MINUTES));
 
-        assert!(!fixture.wrong(allowance, Stranger, 10 * MINUTES - 1));
-        assert!(fixture.wrong(allowance, Stranger, 10 * MINUTES));
-        assert!(!fixture.wrong(allowance, Stranger, 10 * MINUTES + 1));
+        assert!(!fixture.wrong(allowance, Stranger, 10 * MINUTES));
+        assert!(!fixture.wrong(allowance, Stranger, 15 * MINUTES - 1));
+        assert!(fixture.wrong(allowance, Stranger, 15 * MINUTES));
+        assert!(fixture.wrong(allowance, Stranger, 15 * MINUTES + 1));
+        assert!(!fixture.wrong(allowance, Stranger, 15 * MINUTES + 2));
     }
 
     #[test]

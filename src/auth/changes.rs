@@ -116,6 +116,8 @@ impl Authenticator {
     }
 
     async fn hear(self: &Arc<Self>, profile: &Arc<Profile>, mut news: mpsc::Receiver<News>) {
+        // A feed before this one may have told of changes that nobody has looked at yet.
+        self.doubt_all(profile);
         let mut waiting = Waiting::default();
         let mut rereads: JoinSet<Box<str>> = JoinSet::new();
         let mut batch = Vec::with_capacity(NEWS);
@@ -209,6 +211,9 @@ impl Authenticator {
         let change = match finding {
             Finding::One(person) => {
                 let change = self.memory.reread(record, (Arc::new(person), vouched), by_login);
+                if change == Change::Password {
+                    self.forgive(&self.setup.load(), profile, &record.account);
+                }
                 if self.touched.since(&record.account, began) {
                     // Once more meanwhile; it waits for another turn.
                     record.unvouch();

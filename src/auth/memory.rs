@@ -891,7 +891,7 @@ impl Record {
             id: state.person.id.to_string(),
             dn: state.person.dn.to_string(),
             mailbox: state.mailbox.as_ref().map(|mailbox| mailbox.address.to_string()),
-            names: state.names.iter().map(|name| name.text.to_string()).collect(),
+            names: state.names.iter().map(|name| name.text.replace('\0', "@")).collect(),
             proofs: state
                 .proofs
                 .iter()

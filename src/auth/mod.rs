@@ -629,8 +629,8 @@ fn plain_at_once<'b>(
 /// the default domain (login.md N-4), so it is another name.
 fn name_key(login: &Login) -> std::borrow::Cow<'_, str> {
     if login.bare {
-        // No address looks like this: it has no local part.
-        format!("@{}", login.address).into()
+        // No address holds a NUL.
+        format!("\0{}", login.address).into()
     } else {
         login.address.as_str().into()
     }

@@ -385,6 +385,9 @@ impl Profile {
     }
 
     async fn answer_vouched(&self, asked: &Asked, known: &Known, person: Person) -> Answer {
+        if !asked.may_bind(&known.id) {
+            return Answer::Withheld { id: known.id.clone() };
+        }
         match self.bind(&known.dn, &asked.password).await {
             Ok(reply) => match classify(&reply) {
                 Class::Gone | Class::Wrong => self.answer_after_search(asked, known, &reply).await,
@@ -493,7 +496,9 @@ impl Profile {
 /// Whether all that is read of an entry changes only when the entry itself is touched. Groups, and filters of any kind,
 /// may depend on other entries.
 fn told_in_full(section: &Directory, wanted: &[String]) -> bool {
-    let by_group = |text: &str| text.to_ascii_lowercase().contains("memberof");
+    // 389-ds computes nsRole from other entries, as memberOf.
+    let is_computed = |text: &str| ["memberof", "nsrole"].iter().any(|name| text.contains(name));
+    let by_group = |text: &str| is_computed(&text.to_ascii_lowercase());
     let mut filters = section.search.values().map(|search| search.filter.as_str());
     !section.identity.disabled_rule.starts_with("filter:")
         && !wanted.iter().any(|name| by_group(name))

@@ -1,5 +1,5 @@
 //! The wire formats: bytes to values and back. Pure: no socket, no clock, no module of ours but [`crate::secret`]
-//! and [`crate::decimal`].
+//! and `decimal`.
 //!
 //! Every parser is bounded: a length is checked before anything of that length is kept.
 

@@ -301,6 +301,25 @@ fn while_a_feed_vouches_for_an_entry_the_bind_alone_is_asked() {
     assert_eq!(login(&gatepost, "wrong").reason(), "wrong-password");
 }
 
+/// login.md L-1 holds for the bind alone, too.
+#[test]
+fn the_budget_holds_while_a_feed_vouches() {
+    let (gatepost, slapd) =
+        start_with("fresh = \"1ms\"", Wish { syncprov: true, ..Wish::default() }, "none");
+    followed(&gatepost, "syncrepl");
+    accepted(&login(&gatepost, &password_of("fry")));
+    let before = slapd.binds_as("fry");
+
+    for number in 0..50 {
+        pass_time(NOT_FRESH);
+        let status = login(&gatepost, &format!("guess {number}")).status;
+        assert_ne!(status, 200);
+    }
+
+    // The default of `auth.wrong_binds`, all of one net that was let in before.
+    assert_eq!(slapd.binds_as("fry") - before, 3);
+}
+
 /// What depends on other entries is read at each question.
 #[test]
 fn nobody_vouches_for_a_filter() {

@@ -223,8 +223,10 @@ impl Session {
                 Handshake::ClientPid => Some(self.client_pid_line(&line)?),
                 Handshake::Complete => self.command(&line, output, now)?,
             };
-            // Understood: nothing stands after resp= or the data of CONT.
-            line.only_last_field_is_secret();
+            // Understood: nothing stands after resp=.
+            if line.starts_with(b"AUTH\t") {
+                line.only_last_field_is_secret();
+            }
             drop(line);
             if event.is_some() {
                 return Ok(event);

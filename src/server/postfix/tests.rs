@@ -58,7 +58,7 @@ impl Site {
             mailbox("ann@example.org", |_| {}),
             mailbox("hal@example.org", |hal| hal.settings.active = Active::DeliveryOnly),
             mailbox("kif@example.org", |kif| {
-                kif.settings.protocols = ["imap"].into_iter().collect()
+                kif.settings.protocols = ["imap"].into_iter().collect();
             }),
             mailbox("zap@example.net", |_| {}),
         ] {
