@@ -120,6 +120,7 @@ impl Site {
              [directory.load]\npreset = \"openldap\"\ndomains = [\"load.example\"]\nhosts = [\"127.0.0.1\"]\n\
              port = {ldap}\ntls = \"none\"\nbind_dn = \"{SERVICE_DN}\"\nbind_password = \"{SERVICE_PASSWORD}\"\n\
              [directory.load.search.people]\nbase = \"ou=people,{SUFFIX}\"\nfilter = \"(objectClass=inetOrgPerson)\"\n\
+             [directory.load.auth]\nwrong_binds = \"1000/1m\"\n\
              [directory.load.identity]\nlogin_attributes = [\"mail\"]\n\
              [directory.load.template]\nattribute = \"employeeType\"\n\
              [directory.load.template.rule.staff]\nvalue = \"staff\"\ntemplate = \"standard\"\n",

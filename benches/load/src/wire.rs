@@ -74,6 +74,14 @@ impl Asker {
         }
     }
 
+    /// Everybody has a net of their own: whoever tries many passwords from one is held back, and that is not what is measured
+    /// here.
+    fn client(self) -> std::net::Ipv4Addr {
+        let (Self::Right(number) | Self::Wrong(number) | Self::Unknown(number)) = self;
+        let number = u32::try_from(number % (1 << 16)).unwrap_or_default();
+        std::net::Ipv4Addr::from_bits((10 << 24) | (number << 8) | 7)
+    }
+
     fn password(self) -> String {
         match self {
             Self::Right(person) => password(person),
@@ -98,12 +106,14 @@ impl Protocol {
                 writeln!(
                     output,
                     "AUTH\t{id}\tPLAIN\tservice=imap\tsecured\tno-penalty\tsession=cT9sKl{id:08x}\tlip=192.0.2.1\t\
-                     rip=192.0.2.77\tlport=143\trport=50100\tresp={credentials}"
+                     rip={}\tlport=143\trport=50100\tresp={credentials}",
+                    asker.client()
                 )
             }
             Self::Http => {
                 let body = format!(
-                    r#"{{"username":"{name}","password":"{password}","service":"imap","client_ip":"192.0.2.77"}}"#
+                    r#"{{"username":"{name}","password":"{password}","service":"imap","client_ip":"{}"}}"#,
+                    asker.client()
                 );
                 write!(
                     output,
