@@ -91,7 +91,7 @@ impl Authenticator {
         let record = self.memory.record(&name);
         let subject = record.as_ref().map_or(name.as_str(), |record| &record.account);
         let digest = self.memory.digest(subject, &attempt.password);
-        let (outcome, lead) = self.flights.join(subject, digest);
+        let (outcome, lead) = self.flights.join(subject, digest, setup.generation);
         let Some(lead) = lead else {
             let settled = flights::wait(outcome).await.without_changes();
             if !matches!(settled, Settled::Later(_)) {

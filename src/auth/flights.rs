@@ -40,8 +40,8 @@ impl Settled {
     }
 }
 
-/// A name and a keyed digest of its password.
-type Key = (Box<str>, Digest);
+/// A name, a keyed digest of its password, and the configuration: who comes after a reload is not answered by the one before.
+type Key = (Box<str>, Digest, u64);
 
 /// A question's outcome, once it is there.
 pub(super) type Outcome = watch::Receiver<Option<Settled>>;
@@ -59,8 +59,13 @@ pub(super) struct Lead {
 
 impl Flights {
     /// Joins the question under way, or opens one and says so.
-    pub(super) fn join(&self, name: &str, digest: Digest) -> (Outcome, Option<Lead>) {
-        let key = (name.into(), digest);
+    pub(super) fn join(
+        &self,
+        name: &str,
+        digest: Digest,
+        generation: u64,
+    ) -> (Outcome, Option<Lead>) {
+        let key = (name.into(), digest, generation);
         let mut flights = self.lock();
         if let Some(outcome) = flights.get(&key) {
             return (outcome.clone(), None);
