@@ -96,7 +96,7 @@ impl Authenticator {
             let settled = flights::wait(outcome).await.without_changes();
             if !matches!(settled, Settled::Later(_)) {
                 // It was decided after all, though another asked.
-                self.unproven.take_back(&gate::net(attempt.client), &name, &digest);
+                self.unproven.take_back(&net, &name, &digest);
             }
             return settled;
         };
@@ -813,7 +813,7 @@ impl Authenticator {
     pub(super) fn read_stamp(self: &Arc<Self>, setup: &Arc<Setup>, record: Arc<Record>) {
         let setup = Arc::clone(setup);
         let person = record.person();
-        let Some(profile) = setup.directories.profile(&person.profile).cloned() else { return };
+        let Some(profile) = setup.directories.of(&person).cloned() else { return };
         let deadline = clock::now() + setup.deadline;
         let core = Arc::clone(self);
         self.tracker.spawn(async move {

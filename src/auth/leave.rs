@@ -111,7 +111,7 @@ impl Authenticator {
         net: &gate::Net,
     ) -> bool {
         let person = record.person();
-        let Some(profile) = setup.directories.profile(&person.profile) else { return false };
+        let Some(profile) = setup.directories.of(&person) else { return false };
         let standing = share(Some(record), digest, net);
         let allowance = setup.allowance(profile);
         self.budgets.is_spent(&record.account, allowance, standing, clock::now())
