@@ -558,7 +558,12 @@ fn encrypted(password: &str) -> String {
 /// Another process holds the database's lock for writing until it is dropped.
 pub(crate) fn lock(database: &Path) -> Running {
     let mut command = program("sqlite3", "sqlite3");
-    command.arg(database).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // The daemon may be writing: wait for its turn. Without one it ends (-bail), and is not listened to for ever.
+    command
+        .args(["-bail", "-cmd", ".timeout 10000"])
+        .arg(database)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut running = Running::start("sqlite3", &mut command);
     running.say("BEGIN IMMEDIATE; SELECT 'locked';\n");
     assert_eq!(running.hear(), "locked\n");
