@@ -94,15 +94,13 @@ impl Authenticator {
         let (outcome, lead) = self.flights.join(subject, digest, setup.generation);
         let Some(lead) = lead else {
             let settled = flights::wait(outcome).await.without_changes();
-            if !matches!(settled, Settled::Later(_)) {
-                // It was decided after all, though another asked.
-                self.unproven.take_back(&net, &name, &digest);
-            }
+            self.close_note(&settled, (&net, &name, &digest));
             return settled;
         };
         let standing = if record.is_some() { Standing::Known } else { Standing::Stranger };
         let Some(place) = self.admission.enter(standing) else {
             let settled = later(Reason::Busy, None);
+            self.close_note(&settled, (&net, &name, &digest));
             lead.settle(settled.clone());
             return settled;
         };
@@ -146,10 +144,17 @@ impl Authenticator {
             let standing = leave::standing(Some(known), &digest, &net);
             self.wait_and_ask(asking, &key, (net, standing), stored).await
         };
-        if !matches!(settled, Settled::Later(_)) {
-            self.unproven.take_back(&net, &asking.name, &digest);
-        }
+        self.close_note(&settled, (&net, &asking.name, &digest));
         settled
+    }
+
+    /// What was noted of a password that memory could say nothing about (L-3): was it decided after all?
+    fn close_note(&self, settled: &Settled, (net, name, digest): (&Net, &str, &Digest)) {
+        let now = clock::now();
+        match settled {
+            Settled::Later(_) => self.unproven.stays(net, name, digest, now),
+            _ => self.unproven.take_back(net, name, digest, now),
+        }
     }
 
     /// Waits for the account's turn.
