@@ -28,6 +28,7 @@ use gatepost::proto::{json_login, saslauthd};
 use gatepost::provision::{self, Rules};
 use gatepost::secret::Password;
 use gatepost::store::Store;
+use gatepost::throttle::Throttle;
 use gatepost::{clock, config};
 use tokio::runtime::Runtime;
 use tokio_util::task::TaskTracker;
@@ -77,6 +78,7 @@ async fn core(url: String) -> (Arc<Authenticator>, Arc<Lookup>) {
         store: store.clone(),
         journal: Arc::new(journal.unwrap()),
         metrics,
+        throttle: Arc::new(Throttle::new(&config.throttle, [7; 32], clock::now())),
         tracker: TaskTracker::new(),
         memory_capacity: config.memory.capacity.0,
         memory_key: [7; 32],

@@ -8,7 +8,7 @@
 //!
 //! The core, [`auth`]: an attempt comes in, a verdict of three values goes out. It asks [`directory`] (LDAP: who is
 //! this, and is this their password?), lets [`provision`] make or update the mailbox, and keeps what it learned in a
-//! memory of its own. [`store`] is the database of mailboxes.
+//! memory of its own. [`store`] is the database of mailboxes. [`throttle`] counts who guesses.
 //!
 //! The way in: [`proto`] turns bytes into requests and answers into bytes, and touches nothing else. [`server`] owns the
 //! sockets and is the one place that knows both a protocol and the core. [`shim`] is the small program that Dovecot
@@ -23,6 +23,7 @@
 pub mod identity;
 pub mod person;
 pub mod secret;
+pub mod service;
 
 mod cache;
 pub mod clock;
@@ -35,6 +36,7 @@ pub mod directory;
 pub mod lookup;
 pub mod provision;
 pub mod store;
+pub mod throttle;
 
 // The way in.
 pub mod checkpassword;

@@ -45,6 +45,11 @@ struct Inner {
     old_passwords: Counter,
     reload_successful: Gauge,
     journal_dropped: Counter,
+    throttled: Family<ThrottleLabels, Counter>,
+    throttle_keys: Family<RuleLabel, Gauge>,
+    throttle_evicted: Family<RuleLabel, Gauge>,
+    throttle_bytes: Gauge,
+    throttle_waiting: Gauge,
 }
 
 /// Whether a directory server answers.
@@ -289,6 +294,32 @@ impl Metrics {
         self.0.journal_dropped.inc_by(records);
     }
 
+    /// A rule or a list of the guessing shield had something to say. `action`: delay | deny | log | allow.
+    pub fn throttled(&self, rule: &str, action: &'static str) {
+        let labels = ThrottleLabels { rule: rule.to_owned(), action };
+        self.0.throttled.get_or_create(&labels).inc();
+    }
+
+    /// What the guessing shield holds now: bytes of all counts, attempts that wait, and for each rule its keys and how many
+    /// gave way.
+    pub fn throttle<'a>(
+        &self,
+        bytes: usize,
+        waiting: usize,
+        rules: impl Iterator<Item = (&'a str, usize, usize)>,
+    ) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.0.throttle_bytes.set(number(bytes));
+        self.0.throttle_waiting.set(number(waiting));
+        self.0.throttle_keys.clear();
+        self.0.throttle_evicted.clear();
+        for (rule, keys, evicted) in rules {
+            let labels = RuleLabel { rule: rule.to_owned() };
+            self.0.throttle_keys.get_or_create(&labels).set(number(keys));
+            self.0.throttle_evicted.get_or_create(&labels).set(number(evicted));
+        }
+    }
+
     /// Everything as text, in the format of [`CONTENT_TYPE`].
     #[must_use]
     pub fn encode(&self) -> String {
@@ -321,6 +352,11 @@ impl Inner {
             old_passwords: Counter::default(),
             reload_successful: Gauge::default(),
             journal_dropped: Counter::default(),
+            throttled: Family::default(),
+            throttle_keys: Family::default(),
+            throttle_evicted: Family::default(),
+            throttle_bytes: Gauge::default(),
+            throttle_waiting: Gauge::default(),
         };
         // The configuration that the daemon starts with was good.
         inner.reload_successful.set(1);
@@ -348,6 +384,11 @@ impl Inner {
         declare(registry, &REFRESHES, self.refreshes.clone());
         declare(registry, &OLD_PASSWORDS, self.old_passwords.clone());
         declare(registry, &PROTOCOL_ERRORS, self.protocol_errors.clone());
+        declare(registry, &THROTTLED, self.throttled.clone());
+        declare(registry, &THROTTLE_BYTES, self.throttle_bytes.clone());
+        declare(registry, &THROTTLE_EVICTED, self.throttle_evicted.clone());
+        declare(registry, &THROTTLE_KEYS, self.throttle_keys.clone());
+        declare(registry, &THROTTLE_WAITING, self.throttle_waiting.clone());
         self
     }
 }
@@ -516,6 +557,57 @@ const PROTOCOL_ERRORS: Declared = Declared {
     labels: &[DOOR],
     help: "Peers that did not keep to their protocol",
 };
+
+const RULE: (&str, &str) = ("rule", "the table's name under `[throttle.rule]`");
+
+const THROTTLED: Declared = Declared {
+    name: "gatepost_throttle_total",
+    kind: "counter",
+    labels: &[
+        ("rule", "the table's name under `[throttle.rule]`; list:allow, list:deny"),
+        ("action", "delay, deny, log; allow for a list that lets go on"),
+    ],
+    help: "Attempts that the guessing shield had something to say about",
+};
+
+const THROTTLE_BYTES: Declared = Declared {
+    name: "gatepost_throttle_bytes",
+    kind: "gauge",
+    labels: &[],
+    help: "Bytes that the counts of the guessing shield take",
+};
+
+const THROTTLE_EVICTED: Declared = Declared {
+    name: "gatepost_throttle_evicted",
+    kind: "gauge",
+    labels: &[RULE],
+    help: "Keys that gave way to others while they still counted: `throttle.keys` is small for what goes on",
+};
+
+const THROTTLE_KEYS: Declared = Declared {
+    name: "gatepost_throttle_keys",
+    kind: "gauge",
+    labels: &[RULE],
+    help: "Addresses, nets or logins that are counted",
+};
+
+const THROTTLE_WAITING: Declared = Declared {
+    name: "gatepost_throttle_waiting",
+    kind: "gauge",
+    labels: &[],
+    help: "Attempts that wait now because a rule delays them",
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ThrottleLabels {
+    rule: String,
+    action: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuleLabel {
+    rule: String,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LoginLabels {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::metrics::DoorName;
 use crate::secret::Password;
+use crate::service::Service;
 use crate::store::Mailbox;
 
 /// One try to log in, as a door understood it.
@@ -41,67 +42,6 @@ pub struct Credentials {
     pub uid: u32,
     /// Its id, unless it lives in a place we cannot see.
     pub pid: Option<i32>,
-}
-
-/// What a login is for, and so which protocol a template must allow (login.md S).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Service {
-    /// `dav`: http, dav, radicale.
-    Dav,
-    /// `imap`.
-    Imap,
-    /// lmtp, doveadm: an administrator's test; no protocol is checked.
-    Lookup,
-    /// `pop3`.
-    Pop3,
-    /// `sieve`: sieve, managesieve.
-    Sieve,
-    /// `smtp`: smtp, submission, submissions.
-    Smtp,
-}
-
-impl Service {
-    /// Understands what a door says; `None` for a name that is missing or unknown.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        const WORDS: &[(&str, Service)] = &[
-            ("imap", Service::Imap),
-            ("smtp", Service::Smtp),
-            ("submission", Service::Smtp),
-            ("submissions", Service::Smtp),
-            ("pop3", Service::Pop3),
-            // Cyrus says "pop".
-            ("pop", Service::Pop3),
-            ("sieve", Service::Sieve),
-            ("managesieve", Service::Sieve),
-            ("http", Service::Dav),
-            ("dav", Service::Dav),
-            ("radicale", Service::Dav),
-            ("lmtp", Service::Lookup),
-            ("doveadm", Service::Lookup),
-        ];
-        let (_, service) = WORDS.iter().find(|(word, _)| name.eq_ignore_ascii_case(word))?;
-        Some(*service)
-    }
-
-    /// The word in metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.protocol().unwrap_or("lookup")
-    }
-
-    /// The protocol a mailbox must allow; `None`: nothing is checked.
-    #[must_use]
-    pub fn protocol(self) -> Option<&'static str> {
-        match self {
-            Self::Dav => Some("dav"),
-            Self::Imap => Some("imap"),
-            Self::Lookup => None,
-            Self::Pop3 => Some("pop3"),
-            Self::Sieve => Some("sieve"),
-            Self::Smtp => Some("smtp"),
-        }
-    }
 }
 
 /// The outcome of an attempt. Three values, from the directory to the wire: an outage is never a wrong password.
@@ -282,6 +222,8 @@ reasons! {
     StoreUnavailable = "store-unavailable",
     /// No rule picks a template any more, and `on_unmatched` is `refuse`.
     TemplateUnmatched = "template-unmatched",
+    /// The guessing shield says no: too many wrong passwords came from there, or for this login.
+    Throttled = "throttled",
     /// Nobody here goes by this name.
     Unknown = "unknown",
     /// The mail server named no service, or one that is not known.

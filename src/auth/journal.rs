@@ -48,6 +48,10 @@ pub struct Record<'a> {
     pub changes: &'a str,
     /// What else an administrator must know, such as the ids behind `id-changed`; may be empty.
     pub detail: &'a str,
+    /// The rule or the list of the guessing shield that had something to say.
+    pub throttle: Option<&'a str>,
+    /// A short keyed hash of a wrong password, so that equal ones can be told from different ones.
+    pub guess: Option<u16>,
     /// From arrival to the decision.
     pub took: Duration,
 }
@@ -311,6 +315,14 @@ fn text(record: &Record<'_>, stamp: &[u8], line: &mut Vec<u8>) {
         line.extend_from_slice(b" detail=");
         quoted(record.detail.as_bytes(), MAX_DETAIL, Escape::Text, line);
     }
+    if let Some(rule) = record.throttle {
+        line.extend_from_slice(b" throttle=");
+        word(rule, line);
+    }
+    if let Some(guess) = record.guess {
+        line.extend_from_slice(b" guess=");
+        hexadecimal(guess, line);
+    }
     if let Some(peer) = record.peer {
         line.extend_from_slice(b" peer.uid=");
         decimal::write(u64::from(peer.uid), line);
@@ -356,6 +368,14 @@ fn json(record: &Record<'_>, stamp: &[u8], line: &mut Vec<u8>) {
     if !record.detail.is_empty() {
         json_field(b"detail", record.detail.as_bytes(), MAX_DETAIL, line);
     }
+    if let Some(rule) = record.throttle {
+        json_field(b"throttle", rule.as_bytes(), MAX_WORD, line);
+    }
+    if let Some(guess) = record.guess {
+        line.extend_from_slice(b",\"guess\":\"");
+        hexadecimal(guess, line);
+        line.push(b'"');
+    }
     line.extend_from_slice(b",\"ms\":");
     milliseconds(record.took, line);
     if let Some(peer) = record.peer {
@@ -367,6 +387,13 @@ fn json(record: &Record<'_>, stamp: &[u8], line: &mut Vec<u8>) {
         }
     }
     line.extend_from_slice(b"}\n");
+}
+
+/// Four digits.
+fn hexadecimal(number: u16, line: &mut Vec<u8>) {
+    let digits =
+        [12, 8, 4, 0].map(|shift| b"0123456789abcdef".get(usize::from(number >> shift & 15)));
+    line.extend(digits.into_iter().flatten());
 }
 
 fn json_field(name: &[u8], value: &[u8], bound: usize, line: &mut Vec<u8>) {
@@ -555,6 +582,8 @@ mod tests {
             },
             changes: "",
             detail: "",
+            throttle: None,
+            guess: None,
             took: Duration::from_micros(12_345),
         }
     }
@@ -576,6 +605,25 @@ mod tests {
         assert_eq!(line.pop(), Some(b'\n'));
         assert!(!line.contains(&b'\n'));
         serde_json::from_slice(&line).unwrap()
+    }
+
+    #[test]
+    fn what_the_shield_says_and_the_short_hash_of_a_wrong_password_stand_near_the_end() {
+        let record = Record {
+            throttle: Some("guessing-per-ip"),
+            guess: Some(0x0a3f),
+            detail: "old",
+            ..refusal(b"fry")
+        };
+
+        assert!(
+            as_text(&record).ends_with(" detail=\"old\" throttle=guessing-per-ip guess=0a3f\n")
+        );
+        let shown = as_json(&record);
+        assert_eq!(
+            (&shown["throttle"], &shown["guess"]),
+            (&"guessing-per-ip".into(), &"0a3f".into())
+        );
     }
 
     #[test]

@@ -36,6 +36,15 @@ pub(super) enum Who {
     },
 }
 
+impl Who {
+    /// The login whose password was typed.
+    pub(super) fn whose_password(&self) -> &Login {
+        match self {
+            Self::Own(login) | Self::Other { master: login, .. } => login,
+        }
+    }
+}
+
 impl Masters {
     pub(super) fn new(config: &Config) -> Self {
         let case = config.names().case;

@@ -22,6 +22,7 @@ pub mod password;
 mod refresh;
 mod unproven;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,11 +40,13 @@ use crate::metrics::{LoginOutcome, Metrics};
 use crate::person::Person;
 use crate::provision::Rules;
 use crate::store::{Mailbox, Store};
+use crate::throttle::{Because, Course, Judgement, Outcome, Subject, Throttle};
 
+pub use crate::service::Service;
 pub use access::{Facts, objection, objection_to};
 pub use asking::refusal_reason;
 pub use attempt::{
-    Accepted, Attempt, Credentials, Later, OLD_PASSWORD, Reason, Refused, Service, Source, Verdict,
+    Accepted, Attempt, Credentials, Later, OLD_PASSWORD, Reason, Refused, Source, Verdict,
 };
 pub use memory::{ProofShown, Remembered};
 pub use old_passwords::{OldPasswordClient, OldPasswordLogin};
@@ -71,6 +74,7 @@ pub struct Authenticator {
     gates: Gates,
     budgets: Budgets,
     unproven: Unproven,
+    throttle: Arc<Throttle>,
     old_passwords: OldPasswords,
     /// Places for questions in the background.
     background: Arc<Semaphore>,
@@ -182,6 +186,8 @@ pub struct Parts {
     pub journal: Arc<Journal>,
     /// Where they are counted.
     pub metrics: Metrics,
+    /// The guessing shield.
+    pub throttle: Arc<Throttle>,
     /// Who waits for our tasks at the end.
     pub tracker: TaskTracker,
     /// Bytes for what is remembered.
@@ -202,6 +208,7 @@ impl Authenticator {
             gates: Gates::default(),
             budgets: Budgets::default(),
             unproven: Unproven::default(),
+            throttle: parts.throttle,
             old_passwords: OldPasswords::default(),
             background: Arc::new(Semaphore::new(refresh::MAX_BACKGROUND)),
             touched: Touched::default(),
@@ -219,17 +226,27 @@ impl Authenticator {
     pub fn recall(self: &Arc<Self>, attempt: &Attempt, now: Instant) -> Option<Verdict> {
         let setup = self.setup.load();
         let mut buffer = [0; MAX_NAME_BYTES];
-        let verdict = match plain_at_once(&setup, attempt, &mut buffer) {
-            Some((name, service)) => self.recall_name(&setup, attempt, name, service, now)?,
+        let (name, known) = match plain_at_once(&setup, attempt, &mut buffer) {
+            Some((name, service)) => (Some(Cow::Borrowed(name)), Ok(service)),
             None => match known_at_once(&setup, attempt) {
-                Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
+                Err(reason) => (None, Err(reason)),
                 Ok((Who::Other { .. }, _)) => return None,
                 Ok((Who::Own(login), service)) => {
-                    self.recall_name(&setup, attempt, &name_key(&login), service, now)?
+                    (Some(Cow::Owned(name_key(&login).into_owned())), Ok(service))
                 }
             },
         };
-        self.record(attempt, &verdict, now);
+        let subject = subject(attempt, name.as_deref());
+        let judgement = self.throttle.check(&subject, now);
+        if judgement.action != Course::Go {
+            return None;
+        }
+        let verdict = match (known, name.as_deref()) {
+            (Ok(service), Some(name)) => self.recall_name(&setup, attempt, name, service, now)?,
+            (Ok(_), None) => return None,
+            (Err(reason), _) => Verdict::Reject(Refused::new(reason, Source::Rules)),
+        };
+        self.record(attempt, &verdict, (&subject, &judgement), now);
         Some(verdict)
     }
 
@@ -280,30 +297,51 @@ impl Authenticator {
     pub async fn authenticate(self: &Arc<Self>, attempt: Attempt) -> Verdict {
         let setup = self.setup.load_full();
         let deadline = attempt.arrived + setup.deadline;
-        let verdict = match known_at_once(&setup, &attempt) {
-            Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
-            Ok((who, service)) => {
-                let decision = async {
-                    match who {
-                        Who::Own(login) => self.decide(&setup, &attempt, login, service).await,
-                        Who::Other { master, target } => {
-                            self.decide_other(&setup, &attempt, (&master, &target), service).await
-                        }
-                    }
-                };
-                tokio::time::timeout_at(deadline.into(), decision)
-                    .await
-                    .unwrap_or_else(|_| Verdict::Unavailable(Later::new(Reason::Deadline)))
+        let known = known_at_once(&setup, &attempt);
+        let name = known.as_ref().ok().map(|(who, _)| who.whose_password().address.to_string());
+        let subject = subject(&attempt, name.as_deref());
+        let judgement = self.throttle.check(&subject, clock::now());
+        let decision = async {
+            if let Some(verdict) = self.hold_back(&judgement).await {
+                return verdict;
+            }
+            match known {
+                Err(reason) => Verdict::Reject(Refused::new(reason, Source::Rules)),
+                Ok((Who::Own(login), service)) => {
+                    self.decide(&setup, &attempt, login, service).await
+                }
+                Ok((Who::Other { master, target }, service)) => {
+                    self.decide_other(&setup, &attempt, (&master, &target), service).await
+                }
             }
         };
-        self.record(&attempt, &verdict, clock::now());
+        let verdict = tokio::time::timeout_at(deadline.into(), decision)
+            .await
+            .unwrap_or_else(|_| Verdict::Unavailable(Later::new(Reason::Deadline)));
+        self.record(&attempt, &verdict, (&subject, &judgement), clock::now());
         verdict
+    }
+
+    /// Does with an attempt what the guessing shield says: a verdict, or nothing after the time that it must wait.
+    async fn hold_back(&self, judgement: &Judgement) -> Option<Verdict> {
+        match judgement.action {
+            Course::Go => None,
+            Course::Delay(span) => match self.throttle.delay(judgement) {
+                Some(_place) => {
+                    tokio::time::sleep(span).await;
+                    None
+                }
+                None => Some(Verdict::Unavailable(Later::new(Reason::Busy))),
+            },
+            Course::Deny => Some(Verdict::Reject(Refused::new(Reason::Throttled, Source::Rules))),
+        }
     }
 
     /// Refuses what a door's protocol does not let through, without asking anybody. Writes the journal.
     pub fn refuse(&self, attempt: &Attempt, reason: Reason) -> Verdict {
         let verdict = Verdict::Reject(Refused::new(reason, Source::Rules));
-        self.record(attempt, &verdict, clock::now());
+        let judgement = Judgement::default();
+        self.record(attempt, &verdict, (&subject(attempt, None), &judgement), clock::now());
         verdict
     }
 
@@ -498,6 +536,7 @@ impl Authenticator {
     pub fn reconfigure(&self, config: &Config, directories: Arc<Directories>) {
         let generation = self.setup.load().generation + 1;
         self.setup.store(Arc::new(Setup::new(config, directories, generation)));
+        self.throttle.configure(&config.throttle);
         self.memory.forget_nobodies();
     }
 
@@ -506,6 +545,9 @@ impl Authenticator {
         let size = self.memory.size();
         self.metrics.memory("people", size.people.0, size.people.1);
         self.metrics.memory("nobodies", size.nobodies.0, size.nobodies.1);
+        let sizes = self.throttle.sizes();
+        let rules = sizes.iter().map(|size| (&*size.rule, size.keys, size.evicted));
+        self.metrics.throttle(self.throttle.bytes(), self.throttle.waiting(), rules);
     }
 
     /// Whether the thread is there that writes the journal, however slow its reader.
@@ -532,7 +574,21 @@ impl Authenticator {
         }
     }
 
-    fn record(&self, attempt: &Attempt, verdict: &Verdict, now: Instant) {
+    /// What the shield learns of a verdict, and the journal and the metrics hear of it.
+    fn record(
+        &self,
+        attempt: &Attempt,
+        verdict: &Verdict,
+        (subject, judgement): (&Subject<'_>, &Judgement),
+        now: Instant,
+    ) {
+        let guess = self.learn(attempt, verdict, subject, now);
+        let because = judgement.because.as_ref();
+        let rule = because.map(Because::word);
+        if let (Some(because), Some(rule)) = (because, &rule) {
+            self.throttle.note(subject, judgement);
+            self.metrics.throttled(rule, because.action());
+        }
         let took = now.saturating_duration_since(attempt.arrived);
         let (verdict_word, reason, source, mailbox, note) = match verdict {
             Verdict::Accept(accepted) => {
@@ -579,9 +635,92 @@ impl Authenticator {
             outcome,
             changes: changes.unwrap_or_default(),
             detail: detail.unwrap_or_default(),
+            throttle: rule.as_deref(),
+            guess,
             took,
         };
         self.journal.record(&record, clock::wall());
+    }
+
+    /// Counts a verdict (login.md table B); the password's short hash, if it counted.
+    fn learn(
+        &self,
+        attempt: &Attempt,
+        verdict: &Verdict,
+        subject: &Subject<'_>,
+        now: Instant,
+    ) -> Option<u16> {
+        let guess = || Some(self.throttle.guess(subject.login?, &attempt.password));
+        let outcome = match verdict {
+            Verdict::Accept(_) => Outcome::Accepted,
+            // Whoever was not let try anything learned nothing, and taught us nothing.
+            Verdict::Reject(Refused { reason: Reason::Throttled, .. }) => return None,
+            Verdict::Reject(refused) => match charge(refused) {
+                Charge::Everybody => Outcome::Failed(guess()),
+                Charge::Source => Outcome::FailedAtSource,
+                Charge::Nobody => Outcome::Neutral,
+            },
+            Verdict::Unavailable(Later { reason, .. }) => match reason {
+                Reason::BudgetSpent | Reason::Unproven => Outcome::Unproven(guess()),
+                _ => Outcome::Neutral,
+            },
+        };
+        self.throttle.learn(subject, outcome, now);
+        match outcome {
+            Outcome::Failed(guess) | Outcome::Unproven(guess) => guess,
+            Outcome::Accepted | Outcome::FailedAtSource | Outcome::Neutral => None,
+        }
+    }
+
+    /// The guessing shield.
+    #[must_use]
+    pub fn throttle(&self) -> &Arc<Throttle> {
+        &self.throttle
+    }
+}
+
+/// Whom a refusal counts against (login.md table B).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Charge {
+    /// The source and the login.
+    Everybody,
+    /// Address and net alone: it says nothing about the login's password.
+    Source,
+    /// Nobody: the password was right, or it is not the client's doing.
+    Nobody,
+}
+
+fn charge(refused: &Refused) -> Charge {
+    // A client that was not told of a new password guesses nothing.
+    if refused.proven || refused.detail.as_deref() == Some(OLD_PASSWORD) {
+        return Charge::Nobody;
+    }
+    match refused.reason {
+        Reason::BadPasswordForm | Reason::NoPassword | Reason::Unknown | Reason::WrongPassword => {
+            Charge::Everybody
+        }
+        Reason::Ambiguous
+        | Reason::Authz
+        | Reason::BadName
+        | Reason::DeliveryOnly
+        | Reason::Disabled
+        | Reason::Inactive
+        | Reason::Locked
+        | Reason::MailboxDisabled
+        | Reason::NotNow => Charge::Source,
+        _ => Charge::Nobody,
+    }
+}
+
+/// Whom an attempt is about, as the shield sees it; `name` as memory knows it.
+fn subject<'a>(attempt: &'a Attempt, name: Option<&'a str>) -> Subject<'a> {
+    Subject {
+        client: attempt.client,
+        // A name typed without domain is remembered apart; guesses at it are guesses at the same login.
+        login: name.map(|name| name.strip_prefix('\0').unwrap_or(name)),
+        service: attempt.service,
+        session: attempt.session.as_deref(),
+        ja3: None,
     }
 }
 

@@ -34,6 +34,9 @@ pub(super) fn settle(config: &mut Config, report: &mut Report) {
         }
     });
     report.within("memory", |report| config.memory.check(report));
+    report.within("shared", |report| config.shared.check(report));
+    let deadline = config.login.deadline;
+    report.within("throttle", |report| config.throttle.check(deadline, report));
     report.within("log", |report| config.log.check(report));
     if config.listen.is_empty() {
         report.notice("listen", "there is no door: nobody can ask");
@@ -176,6 +179,12 @@ fn check_reserved_name(config: &Config, report: &mut Report) {
 }
 
 /// Names of tables stand in logs, metrics and links.
+pub(super) fn check_table_name(name: &str, report: &mut Report) {
+    let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good = !name.is_empty() && name.len() <= 64 && name.chars().all(is_legal);
+    report.require(good, name, "not a usable name", "up to 64 letters, digits, - _ and .");
+}
+
 fn check_table_names(config: &Config, report: &mut Report) {
     let tables = [
         ("listen", config.listen.keys().collect::<Vec<_>>()),
@@ -186,14 +195,7 @@ fn check_table_names(config: &Config, report: &mut Report) {
     for (section, names) in tables {
         report.within(section, |report| {
             for name in names {
-                let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-                let good = !name.is_empty() && name.len() <= 64 && name.chars().all(is_legal);
-                report.require(
-                    good,
-                    name,
-                    "not a usable name",
-                    "up to 64 letters, digits, - _ and .",
-                );
+                check_table_name(name, report);
             }
         });
     }

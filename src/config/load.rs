@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use figment::providers::Serialized;
 use figment::value::{Dict, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
@@ -79,7 +80,9 @@ pub fn load_with(
     let environment: BTreeMap<String, String> = environment.collect();
     let schema = schema();
     let mut sorted = Sorted::default();
-    let mut figment = Figment::new();
+    // A table that a file writes changes a built-in rule key by key, and leaves the others.
+    let mut figment =
+        Figment::from(Serialized::default("throttle.rule", super::throttle::built_in()));
     let mut notices = Vec::new();
     for file in files(path, &mut sorted.problems) {
         if let Some(layer) = read_file(&file, &mut sorted.problems) {
@@ -214,7 +217,9 @@ fn notice_readable_secrets(path: &Path, layer: &Layer, notices: &mut Vec<Notice>
     for key in lines.keys().filter(|_| readable) {
         let is_secret = matches!(
             key.iter().map(String::as_str).collect::<Vec<_>>().as_slice(),
-            ["directory", _, "bind_password"] | ["listen", _, "token" | "password_key"]
+            ["directory", _, "bind_password"]
+                | ["listen", _, "token" | "password_key"]
+                | ["shared", "url"]
         );
         let mut value = Some(&layer.settings);
         let text = key.iter().fold(None, |_, segment| {
@@ -335,6 +340,7 @@ fn place_secrets(
             (Ok(secret), ["listen", name, "password_key"]) => {
                 config.listen.entry((*name).to_owned()).or_default().password_key = secret;
             }
+            (Ok(secret), ["shared", "url"]) => config.shared.url = secret,
             (Ok(secret), ["directory", name, "bind_password"]) => {
                 config.directory.entry((*name).to_owned()).or_default().bind_password = secret;
             }

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod node;
 pub mod store;
 pub mod template;
+pub mod throttle;
 pub mod units;
 
 mod changes;
@@ -52,6 +53,10 @@ pub struct Config {
     pub master: BTreeMap<String, master::Master>,
     /// What is remembered of logins.
     pub memory: memory::Memory,
+    /// Counters, lists and news between nodes.
+    pub shared: throttle::Shared,
+    /// The guessing shield.
+    pub throttle: throttle::Throttle,
     /// Logging.
     pub log: node::Log,
     /// Mail domains. A mailbox is made only in a domain that stands here.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::directory::{Auth, Directory, Identity, Lazy, Map, Rule, Search, TemplateChoice};
-use super::{Config, domain, listen, login, master, memory, node, store, template};
+use super::{Config, domain, listen, login, master, memory, node, store, template, throttle};
 
 /// A table with known keys.
 pub(super) struct Section {
@@ -92,6 +92,8 @@ pub(super) fn schema() -> Section {
     let door = Section::of::<listen::Listen>()
         .with("tls", Kind::Section(Section::of::<listen::DoorTls>()))
         .with("upstream", Kind::Section(Section::of::<listen::Upstream>()));
+    let shield = Section::of::<throttle::Throttle>()
+        .with("rule", Kind::Named(Section::of::<throttle::Rule>()));
     Section::of::<Config>()
         .with("node", Kind::Section(Section::of::<node::Node>()))
         .with("store", Kind::Section(Section::of::<store::Store>()))
@@ -99,6 +101,8 @@ pub(super) fn schema() -> Section {
         .with("login", Kind::Section(Section::of::<login::Login>()))
         .with("master", Kind::Named(Section::of::<master::Master>()))
         .with("memory", Kind::Section(Section::of::<memory::Memory>()))
+        .with("shared", Kind::Section(Section::of::<throttle::Shared>()))
+        .with("throttle", Kind::Section(shield))
         .with("log", Kind::Section(Section::of::<node::Log>()))
         .with("domain", Kind::Named(Section::of::<domain::Domain>()))
         .with("template", Kind::Named(Section::of::<template::Template>()))
@@ -126,6 +130,9 @@ mod tests {
     fn the_secrets_are_those_that_the_loader_knows_how_to_place() {
         let mut found = Vec::new();
         secrets(&schema(), "", &mut found);
-        assert_eq!(found, ["listen.token", "listen.password_key", "directory.bind_password"]);
+        assert_eq!(
+            found,
+            ["listen.token", "listen.password_key", "shared.url", "directory.bind_password"]
+        );
     }
 }

@@ -49,6 +49,7 @@ use crate::lookup::Lookup;
 use crate::metrics::{Metrics, Reloaded};
 use crate::proto::dovecot::auth::Greeting;
 use crate::store::{Store, StoreError};
+use crate::throttle::Throttle;
 
 use activation::{Passed, PassedError};
 use claims::Claims;
@@ -222,11 +223,15 @@ impl Daemon {
         let tracker = TaskTracker::new();
         let mut memory_key = [0; 32];
         getrandom::fill(&mut memory_key).map_err(std::io::Error::from)?;
+        let mut guess_key = [0; 32];
+        getrandom::fill(&mut guess_key).map_err(std::io::Error::from)?;
+        let throttle = Arc::new(Throttle::new(&config.throttle, guess_key, clock::now()));
         let lookup = Lookup::new(store.clone(), config);
         let parts = Parts {
             store,
             journal,
             metrics: metrics.clone(),
+            throttle,
             tracker: tracker.clone(),
             memory_capacity: config.memory.capacity.0,
             memory_key,

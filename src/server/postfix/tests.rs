@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::server::door::{Door, Shared};
 use crate::server::listener::Peer;
 use crate::store::{Mailbox, Origin, Standing, Store};
+use crate::throttle::Throttle;
 
 /// amy with the alias wong, ann who is disabled, hal who only receives, kif who may only read, and zap of a domain
 /// that is switched off.
@@ -73,6 +74,7 @@ impl Site {
             journal: Arc::new(Journal::stderr(config.log.format, metrics.clone()).unwrap()),
             metrics: metrics.clone(),
             tracker: tracker.clone(),
+            throttle: Arc::new(Throttle::new(&config.throttle, [7; 32], clock::now())),
             memory_capacity: 1 << 20,
             memory_key: [7; 32],
         };

@@ -1,0 +1,684 @@
+//! The guessing shield (`[throttle]`): who guesses is slowed down or refused before memory and directory are asked.
+//!
+//! [`Throttle::check`] looks an attempt up in the lists and the counts, [`Throttle::learn`] counts what came of it. Both
+//! are plain functions that never wait; time is an argument. Gatepost's own doors and the auth-policy server share one
+//! [`Throttle`], and so do the nodes that exchange events (`shared`).
+//!
+//! Passwords are told apart by sixteen bits of a keyed hash over login and password: enough to count them, too few to find
+//! one out.
+
+mod history;
+mod hits;
+mod lists;
+mod rules;
+mod table;
+mod tally;
+
+#[cfg(test)]
+mod simulations;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use foldhash::quality::RandomState;
+use serde::Serialize;
+
+use crate::clock;
+use crate::config::throttle::{Action, Per, Throttle as Settings};
+use crate::secret::Password;
+use crate::service::Service;
+
+pub use hits::Hit;
+pub use lists::{Asked, Entry, Full, List, Whom, canonical};
+
+use history::History;
+use hits::Hits;
+use lists::{Lists, net_of};
+use rules::{Reached, Rule};
+use table::Key;
+use tally::{Item, mix};
+
+/// Milliseconds since some moment long before the process began: what others saw earlier has a time too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Time(u64);
+
+/// The time at which a process begins, in [`Time`]: longer than any window.
+const BEGINNING: u64 = 400 * 86_400_000;
+
+/// Attempts that wait at one time for one key of a rule, so that no source takes all places. It is also how many guesses a
+/// delay lets through: so many for each time it lasts.
+const MAX_DELAYED_PER_KEY: u16 = 16;
+
+/// Whoever waits because of what all did together.
+const NOBODY: Key = Key(0);
+
+/// The shield. One per daemon.
+pub struct Throttle {
+    rules: ArcSwap<Rules>,
+    lists: Lists,
+    history: ArcSwap<History>,
+    hits: Hits,
+    /// Attempts that wait, by the key that is to blame.
+    delayed: Mutex<HashMap<Key, u16>>,
+    hasher: RandomState,
+    /// Of the passwords' hashes; nodes that share their counts share it.
+    guess_key: ArcSwap<[u8; 32]>,
+    began: Instant,
+    listener: OnceLock<Arc<Listener>>,
+}
+
+/// Hears of everything that is learned here and that other nodes should know. Must not wait.
+pub type Listener = dyn Fn(Event) + Send + Sync;
+
+/// The rules in force.
+#[derive(Debug, Default)]
+struct Rules {
+    enabled: bool,
+    net_v4: u8,
+    net_v6: u8,
+    max_delayed: usize,
+    rules: Vec<Rule>,
+    /// Good logins are counted too: other nodes must hear of each.
+    counts_attempts: bool,
+}
+
+/// Whom an attempt is about.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Subject<'a> {
+    /// The client's address, where it is known.
+    pub client: Option<IpAddr>,
+    /// The login in its one form; `None`: what was typed is none.
+    pub login: Option<&'a str>,
+    /// What for.
+    pub service: Option<Service>,
+    /// The mail server's session.
+    pub session: Option<&'a str>,
+    /// The client's TLS fingerprint, where a mail server tells it.
+    pub ja3: Option<&'a str>,
+}
+
+/// What came of an attempt, as far as the shield is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// They got in.
+    Accepted,
+    /// Wrong password, or nobody's name: counts against everybody concerned. With the password's hash, if it is known.
+    Failed(Option<u16>),
+    /// Refused for another reason, such as a disabled account: counts against address and net.
+    FailedAtSource,
+    /// Neither: an outage, an expired password.
+    Neutral,
+    /// Nobody could check the password.
+    Unproven(Option<u16>),
+}
+
+/// How an attempt is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Charge {
+    Nothing,
+    Failure(Option<Item>),
+    SourceFailure,
+    Unproven(Option<Item>),
+}
+
+/// Something learned, as other nodes hear it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The client's address.
+    pub client: Option<IpAddr>,
+    /// The login.
+    pub login: Option<Box<str>>,
+    /// What for.
+    pub service: Option<Service>,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What is done with an attempt.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Judgement {
+    /// The action.
+    pub action: Course,
+    /// Why, if it is anything but "go on"; or why it would be, by a rule that only says so.
+    pub because: Option<Because>,
+    /// What the rule that delays counted, if it is somebody's own.
+    key: Option<Key>,
+}
+
+/// The action on an attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Course {
+    /// Go on.
+    #[default]
+    Go,
+    /// Go on after this time.
+    Delay(Duration),
+    /// Refuse.
+    Deny,
+}
+
+/// Why a judgement is as it is.
+#[derive(Clone, Debug)]
+pub enum Because {
+    /// An entry of a list.
+    List(Arc<Entry>),
+    /// A rule reached its limit.
+    Rule {
+        /// Its name.
+        name: Arc<str>,
+        /// What it does.
+        action: Action,
+        /// What it counted.
+        count: u32,
+        /// The limit for this attempt.
+        limit: u32,
+    },
+}
+
+impl Because {
+    /// What it makes be done: deny, delay, log, or allow for the list that lets go on.
+    #[must_use]
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::List(entry) => entry.list.as_str(),
+            Self::Rule { action, .. } => action.as_str(),
+        }
+    }
+
+    /// A word for the journal: the rule's name, or `list:allow`.
+    #[must_use]
+    pub fn word(&self) -> Arc<str> {
+        match self {
+            Self::List(entry) => format!("list:{}", entry.list.as_str()).into(),
+            Self::Rule { name, .. } => Arc::clone(name),
+        }
+    }
+}
+
+/// A place among those who wait; dropping it gives it back.
+pub struct Delayed<'a> {
+    throttle: &'a Throttle,
+    key: Key,
+}
+
+impl Drop for Delayed<'_> {
+    fn drop(&mut self) {
+        let mut delayed = self.throttle.delayed();
+        if let Some(count) = delayed.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                delayed.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// The keys that an attempt is counted under.
+struct Faces<'a> {
+    login: Option<Key>,
+    ip: Option<Key>,
+    net: Option<Key>,
+    /// Login and net.
+    pair: Option<Key>,
+    session: Option<Key>,
+    service: Option<Service>,
+    text: Option<&'a str>,
+}
+
+impl Faces<'_> {
+    fn key(&self, per: Per) -> Option<Key> {
+        match per {
+            Per::All => Some(Key(1)),
+            Per::Ip => self.ip,
+            Per::Login => self.login,
+            Per::LoginIp => Some(join(self.login?, self.ip?)),
+            Per::LoginNet => self.pair,
+            Per::Net => self.net,
+            Per::Session => self.session,
+        }
+    }
+
+    fn domain(&self) -> Option<&str> {
+        self.text?.rsplit_once('@').map(|(_, domain)| domain)
+    }
+
+    fn login_item(&self) -> Option<Item> {
+        self.login.map(rules::item_of)
+    }
+}
+
+fn join(a: Key, b: Key) -> Key {
+    Key(mix(a.0 ^ b.0.rotate_left(31)) | 1)
+}
+
+/// What one rule counted of somebody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    /// The rule.
+    pub rule: String,
+    /// What it does.
+    pub action: &'static str,
+    /// What is counted.
+    pub count: u32,
+    /// From what number on the rule acts; `None`: not on this login from this source.
+    pub limit: Option<u32>,
+    /// Whether it acts now.
+    pub acts: bool,
+}
+
+/// What one rule's table holds, for the metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSize {
+    /// The rule.
+    pub rule: Arc<str>,
+    /// Keys with a place.
+    pub keys: usize,
+    /// Keys that gave way while they counted.
+    pub evicted: usize,
+}
+
+impl std::fmt::Debug for Throttle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Throttle").field("rules", &self.rules).finish_non_exhaustive()
+    }
+}
+
+impl Throttle {
+    /// A shield that has counted nothing. `guess_key` is random for each process, until nodes agree on one.
+    #[must_use]
+    pub fn new(settings: &Settings, guess_key: [u8; 32], now: Instant) -> Self {
+        let throttle = Self {
+            rules: ArcSwap::default(),
+            lists: Lists::default(),
+            history: ArcSwap::from_pointee(History::new(millis(settings.history.0))),
+            hits: Hits::default(),
+            delayed: Mutex::default(),
+            hasher: RandomState::default(),
+            guess_key: ArcSwap::from_pointee(guess_key),
+            began: now,
+            listener: OnceLock::new(),
+        };
+        throttle.configure(settings);
+        throttle
+    }
+
+    /// Takes other settings. A rule that counts the same as before keeps its counts.
+    pub fn configure(&self, settings: &Settings) {
+        let before = self.rules.load_full();
+        let compile = |(name, rule): (&String, _)| {
+            let before = before.rules.iter().find(|before| *before.name == **name);
+            Rule::new(name, rule, settings.keys, before)
+        };
+        let in_force = settings.rule.iter().filter(|(_, rule)| rule.limit > 0);
+        let counts = |rule: &crate::config::throttle::Rule| {
+            rule.limit > 0 && rule.count == crate::config::throttle::Count::Attempts
+        };
+        self.rules.store(Arc::new(Rules {
+            enabled: settings.enabled,
+            net_v4: settings.net_v4,
+            net_v6: settings.net_v6,
+            max_delayed: settings.max_delayed,
+            rules: in_force.map(compile).collect(),
+            counts_attempts: settings.rule.values().any(counts),
+        }));
+        let window = millis(settings.history.0);
+        if self.history.load().window() != window {
+            self.history.store(Arc::new(History::new(window)));
+        }
+        self.lists.configure(&settings.allow, &settings.deny);
+    }
+
+    /// Who hears of what is learned here. The first to be named stays.
+    pub fn listen(&self, listener: Arc<Listener>) {
+        // Only the daemon calls this, once.
+        self.listener.get_or_init(|| listener);
+    }
+
+    fn time(&self, now: Instant) -> Time {
+        let since = now.saturating_duration_since(self.began);
+        Time(BEGINNING.saturating_add(millis(since)))
+    }
+
+    fn faces<'a>(&self, rules: &Rules, subject: &Subject<'a>) -> Faces<'a> {
+        let key = |kind: u8, what: &dyn Fn(u8) -> u64| Key(what(kind) | 1);
+        let hash = |kind: u8, value: &str| self.hasher.hash_one((kind, value));
+        let address = subject.client.map(|client| client.to_canonical());
+        let of_net = |kind: u8, prefix: u8| {
+            let net = net_of(address?, prefix)?.addr();
+            Some(key(kind, &|kind| self.hasher.hash_one((kind, net))))
+        };
+        let (ip, net) = match address {
+            Some(IpAddr::V4(_)) => (of_net(1, 32), of_net(2, rules.net_v4)),
+            // Whoever has one address of IPv6 has all of its net.
+            Some(IpAddr::V6(_)) => (of_net(1, rules.net_v6), of_net(2, rules.net_v6)),
+            None => (None, None),
+        };
+        let login = subject.login.map(|login| key(3, &|kind| hash(kind, login)));
+        let session = subject.session.filter(|session| !session.is_empty());
+        Faces {
+            login,
+            ip,
+            net,
+            pair: login.zip(net).map(|(login, net)| join(login, net)),
+            session: session.map(|session| key(4, &|kind| hash(kind, session))),
+            service: subject.service,
+            text: subject.login,
+        }
+    }
+
+    /// What is to be done with an attempt. Counts nothing; whoever goes by the judgement says so to
+    /// [`Throttle::note`].
+    pub fn check(&self, subject: &Subject<'_>, now: Instant) -> Judgement {
+        let rules = self.rules.load();
+        if !rules.enabled {
+            return Judgement::default();
+        }
+        if !self.lists.are_empty() {
+            let asked = Asked {
+                client: subject.client.map(|client| client.to_canonical()),
+                login: subject.login,
+                ja3: subject.ja3,
+            };
+            if let Some(entry) = self.lists.find(asked, clock::wall()) {
+                let action = if entry.list == List::Deny { Course::Deny } else { Course::Go };
+                return Judgement { action, because: Some(Because::List(entry)), key: None };
+            }
+        }
+        let time = self.time(now);
+        if rules.rules.iter().any(|rule| rule.is_hot(time)) {
+            self.judge(&rules, subject, time)
+        } else {
+            Judgement::default()
+        }
+    }
+
+    fn judge(&self, rules: &Rules, subject: &Subject<'_>, now: Time) -> Judgement {
+        let faces = self.faces(rules, subject);
+        let history = self.history.load();
+        let mut judgement = Judgement::default();
+        for rule in &rules.rules {
+            let Some(Reached { count, limit }) = rule.judge(&faces, &history, now) else {
+                continue;
+            };
+            let action = rule.settings.action;
+            let course = match action {
+                Action::Deny => Course::Deny,
+                Action::Delay => Course::Delay(rule.settings.delay.0),
+                Action::Log => Course::Go,
+            };
+            if judgement.because.is_none() || course > judgement.action {
+                let name = Arc::clone(&rule.name);
+                let because = Some(Because::Rule { name, action, count, limit });
+                let is_own = rule.settings.per != Per::All;
+                let key = rule.key(&faces).filter(|_| is_own);
+                judgement = Judgement { action: course, because, key };
+            }
+        }
+        judgement
+    }
+
+    /// Keeps in mind that a rule acted on somebody, for `gatepost policy list`.
+    pub fn note(&self, subject: &Subject<'_>, judgement: &Judgement) {
+        if let Some(Because::Rule { name, action, count, limit }) = &judgement.because {
+            let rules = self.rules.load();
+            let per = rules.rules.iter().find(|rule| rule.name == *name);
+            let Some(per) = per.map(|rule| rule.settings.per) else { return };
+            let whom = whom(per, subject, &rules);
+            self.hits.note(name, *action, whom, (*count, *limit), clock::wall());
+        }
+    }
+
+    /// A place to wait in for an attempt that is to be delayed; `None`: so many wait already, in all or for this very key,
+    /// that no other may.
+    #[must_use]
+    pub fn delay(&self, judgement: &Judgement) -> Option<Delayed<'_>> {
+        let mut delayed = self.delayed();
+        let all = delayed.values().map(|count| usize::from(*count)).sum::<usize>();
+        let key = judgement.key.unwrap_or(NOBODY);
+        let own = delayed.entry(key).or_default();
+        let is_full = key != NOBODY && *own >= MAX_DELAYED_PER_KEY;
+        if is_full || all >= self.rules.load().max_delayed {
+            return None;
+        }
+        *own += 1;
+        Some(Delayed { throttle: self, key })
+    }
+
+    fn delayed(&self) -> MutexGuard<'_, HashMap<Key, u16>> {
+        self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts what came of an attempt, and tells other nodes.
+    pub fn learn(&self, subject: &Subject<'_>, outcome: Outcome, now: Instant) {
+        let rules = self.rules.load();
+        if !rules.enabled {
+            return;
+        }
+        let is_news = self.count(&rules, subject, outcome, self.time(now));
+        if let Some(listener) = self.listener.get()
+            && (is_news || rules.counts_attempts)
+        {
+            listener(Event {
+                client: subject.client,
+                login: subject.login.map(Into::into),
+                service: subject.service,
+                outcome,
+            });
+        }
+    }
+
+    /// Counts what another node learned so long ago.
+    pub fn learn_from_another(&self, event: &Event, ago: Duration, now: Instant) {
+        let rules = self.rules.load();
+        if rules.enabled {
+            let subject = Subject {
+                client: event.client,
+                login: event.login.as_deref(),
+                service: event.service,
+                ..Subject::default()
+            };
+            let time = Time(self.time(now).0.saturating_sub(millis(ago)));
+            self.count(&rules, &subject, event.outcome, time);
+        }
+    }
+
+    /// Whether it changed anything that other nodes should know.
+    fn count(&self, rules: &Rules, subject: &Subject<'_>, outcome: Outcome, now: Time) -> bool {
+        let faces = self.faces(rules, subject);
+        let history = self.history.load();
+        let (charge, is_news) = match outcome {
+            Outcome::Accepted => {
+                let is_news = Self::note_success(&history, &faces, now);
+                rules.rules.iter().for_each(|rule| rule.pay_down(&faces, is_news, now));
+                (Charge::Nothing, is_news)
+            }
+            Outcome::Failed(item) => (Charge::Failure(item), true),
+            Outcome::FailedAtSource => (Charge::SourceFailure, true),
+            Outcome::Neutral => (Charge::Nothing, false),
+            Outcome::Unproven(item) => (Charge::Unproven(item), true),
+        };
+        if charge != Charge::Nothing || rules.counts_attempts {
+            rules.rules.iter().for_each(|rule| rule.learn(&faces, charge, &history, now));
+        }
+        is_news
+    }
+
+    fn note_success(history: &History, faces: &Faces<'_>, now: Time) -> bool {
+        let Some(pair) = faces.pair else { return false };
+        let is_news = history.note(pair, now);
+        if let Some(person) = faces.login_item().filter(|_| is_news) {
+            for source in [faces.ip, faces.net].into_iter().flatten() {
+                history.note_person(source, person, now);
+            }
+        }
+        is_news
+    }
+
+    /// Sixteen bits that tell a password of this login from nearly all others.
+    #[must_use]
+    pub fn guess(&self, login: &str, password: &Password) -> u16 {
+        self.short_hash(login, password.as_bytes())
+    }
+
+    /// The same of a hash that a mail server made of login and password.
+    #[must_use]
+    pub fn guess_of_hash(&self, login: &str, hash: &str) -> u16 {
+        self.short_hash(login, hash.as_bytes())
+    }
+
+    fn short_hash(&self, login: &str, what: &[u8]) -> u16 {
+        let mut hasher = blake3::Hasher::new_keyed(&self.guess_key.load());
+        hasher.update(&u64::try_from(login.len()).unwrap_or(u64::MAX).to_le_bytes());
+        hasher.update(login.as_bytes());
+        hasher.update(what);
+        let hash = hasher.finalize();
+        let [a, b, ..] = *hash.as_bytes();
+        u16::from_le_bytes([a, b])
+    }
+
+    /// Takes the key that all nodes have agreed on.
+    pub fn agree(&self, guess_key: [u8; 32]) {
+        self.guess_key.store(Arc::new(guess_key));
+    }
+
+    /// What every rule counted of somebody, in the order of their names.
+    #[must_use]
+    pub fn show(&self, subject: &Subject<'_>, now: Instant) -> Vec<Counted> {
+        let rules = self.rules.load();
+        let faces = self.faces(&rules, subject);
+        let (history, now) = (self.history.load(), self.time(now));
+        let counted = rules.rules.iter().filter_map(|rule| {
+            let key = rule.key(&faces)?;
+            Some(Counted {
+                rule: rule.name.to_string(),
+                action: rule.settings.action.as_str(),
+                count: rule.count(key, now),
+                limit: rule.limit(&faces, &history, now),
+                acts: rule.judge(&faces, &history, now).is_some(),
+            })
+        });
+        counted.collect()
+    }
+
+    /// Whether this login got in from this net before, and how many people got in from this address and this net.
+    #[must_use]
+    pub fn standing(&self, subject: &Subject<'_>, now: Instant) -> (bool, u32, u32) {
+        let rules = self.rules.load();
+        let faces = self.faces(&rules, subject);
+        let (history, now) = (self.history.load(), self.time(now));
+        let people = |key: Option<Key>| key.map_or(0, |key| history.people(key, now));
+        let is_known = faces.pair.is_some_and(|pair| history.knows(pair, now));
+        (is_known, people(faces.ip), people(faces.net))
+    }
+
+    /// Forgets what was counted of somebody; whether that was anything. With a login and an address: also of both
+    /// together. Good logins stay remembered.
+    pub fn reset(&self, subject: &Subject<'_>, now: Instant) -> bool {
+        let rules = self.rules.load();
+        let faces = self.faces(&rules, subject);
+        let now = self.time(now);
+        let clear = |rule: &Rule| {
+            // The whole world's count is nobody's.
+            if rule.settings.per == Per::All {
+                return false;
+            }
+            rule.key(&faces).is_some_and(|key| rule.clear(key, now))
+        };
+        let cleared = rules.rules.iter().filter(|rule| clear(rule)).count();
+        self.hits.forget(subject.client, subject.login);
+        cleared > 0
+    }
+
+    /// On whom rules acted last, the last first.
+    #[must_use]
+    pub fn hits(&self) -> Vec<Hit> {
+        self.hits.all()
+    }
+
+    /// How full the tables are.
+    #[must_use]
+    pub fn sizes(&self) -> Vec<TableSize> {
+        let rules = self.rules.load();
+        let size = |rule: &Rule| {
+            let (keys, evicted) = rule.size();
+            TableSize { rule: Arc::clone(&rule.name), keys, evicted }
+        };
+        rules.rules.iter().map(size).collect()
+    }
+
+    /// What counts and history take, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let rules = self.rules.load();
+        self.history.load().bytes() + rules.rules.iter().map(Rule::bytes).sum::<usize>()
+    }
+
+    /// How many wait now because of a rule.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.delayed().values().map(|count| usize::from(*count)).sum()
+    }
+
+    /// Adds entries to the lists, in the place of earlier ones about the same.
+    ///
+    /// # Errors
+    /// A list would be too long; nothing was added.
+    pub fn add_entries(&self, entries: &[Entry]) -> Result<(), Full> {
+        self.lists.add(entries, clock::wall())
+    }
+
+    /// Takes an entry out; whether it was there.
+    pub fn remove_entry(&self, list: List, whom: &Whom) -> bool {
+        self.lists.remove(list, whom)
+    }
+
+    /// The entries of a list that were made at run time.
+    #[must_use]
+    pub fn entries(&self, list: List) -> Vec<Arc<Entry>> {
+        self.lists.made(list, clock::wall())
+    }
+
+    /// What a list says of exactly this.
+    #[must_use]
+    pub fn entry(&self, list: List, whom: &Whom) -> Option<Arc<Entry>> {
+        self.lists.get(list, whom, clock::wall())
+    }
+}
+
+/// What a rule is about, in words.
+fn whom(per: Per, subject: &Subject<'_>, rules: &Rules) -> String {
+    let address = subject.client.map(|client| client.to_canonical());
+    let prefix = match address {
+        Some(IpAddr::V4(_)) => rules.net_v4,
+        _ => rules.net_v6,
+    };
+    let net = || address.and_then(|address| net_of(address, prefix));
+    let login = subject.login.unwrap_or_default();
+    let shown = |what: Option<String>| what.unwrap_or_default();
+    match per {
+        Per::All => "everybody".into(),
+        Per::Ip => shown(address.map(|it| it.to_string())),
+        Per::Net => shown(net().map(|it| it.to_string())),
+        Per::Login => login.into(),
+        Per::LoginIp => format!("{login} from {}", shown(address.map(|it| it.to_string()))),
+        Per::LoginNet => format!("{login} from {}", shown(net().map(|it| it.to_string()))),
+        Per::Session => format!("session of {}", shown(address.map(|it| it.to_string()))),
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// RFC 3339 in seconds, for what is shown.
+#[must_use]
+pub fn seconds_left(until: SystemTime) -> u64 {
+    until.duration_since(clock::wall()).unwrap_or_default().as_secs()
+}

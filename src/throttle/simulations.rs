@@ -1,0 +1,290 @@
+//! Attacks and ordinary life, played with fixed seeds against the rules that are built in. Each says who was delayed or
+//! denied, how many binds reached the directory, and what memory it took. Beside the shield only that is modelled which
+//! the rules are made for: a remembered password or refusal costs no bind.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use super::tally::mix;
+use super::{Course, Outcome, Subject, Throttle};
+use crate::config::throttle::Throttle as Settings;
+use crate::secret::Password;
+use crate::service::Service;
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// What became of some attempts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    attempts: u32,
+    delayed: u32,
+    denied: u32,
+    binds: u32,
+}
+
+struct World {
+    throttle: Throttle,
+    start: Instant,
+    /// When the directory said something of this password of this login, and what.
+    asked: HashMap<(String, String), u64>,
+}
+
+impl World {
+    fn new() -> Self {
+        let start = crate::clock::now();
+        let throttle = Throttle::new(&Settings::default(), [7; 32], start);
+        Self { throttle, start, asked: HashMap::new() }
+    }
+
+    /// One attempt at a second since the start; right passwords are "right".
+    fn attempt(&mut self, second: u64, ip: IpAddr, login: &str, password: &str, seen: &mut Seen) {
+        let now = self.start + Duration::from_secs(second);
+        let subject = Subject {
+            client: Some(ip),
+            login: Some(login),
+            service: Some(Service::Imap),
+            ..Subject::default()
+        };
+        seen.attempts += 1;
+        match self.throttle.check(&subject, now).action {
+            Course::Go => {}
+            Course::Delay(_) => seen.delayed += 1,
+            Course::Deny => {
+                seen.denied += 1;
+                return;
+            }
+        }
+        let is_right = password == "right";
+        let remembered = if is_right { 15 * MINUTE } else { 10 * MINUTE };
+        let asked = self.asked.entry((login.into(), password.into())).or_insert(u64::MAX);
+        if *asked == u64::MAX || second >= *asked + remembered {
+            *asked = second;
+            seen.binds += 1;
+        }
+        let outcome = if is_right {
+            Outcome::Accepted
+        } else {
+            let guess = self.throttle.guess(login, &Password::new(password.as_bytes()));
+            Outcome::Failed(Some(guess))
+        };
+        self.throttle.learn(&subject, outcome, now);
+    }
+
+    fn says(&self, what: &str, seen: &[(&str, Seen)]) {
+        let bytes = self.throttle.bytes();
+        eprintln!("{what}: {seen:?}; {} KiB", bytes / 1024);
+        assert!(bytes < 100 << 20, "{bytes}");
+    }
+}
+
+fn ip(number: u64) -> IpAddr {
+    let [.., a, b, c] = number.to_be_bytes();
+    Ipv4Addr::new(100, a, b, c).into()
+}
+
+fn login(number: u64) -> String {
+    format!("person{number}@planetexpress.com")
+}
+
+const OFFICE: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
+
+/// Five hundred people behind one address have been here for a while; one morning all passwords are new. Each has two
+/// devices that go on with the old one every five minutes until noon.
+fn office_after_a_change(world: &mut World) -> (Seen, Seen) {
+    let (mut people, mut devices) = (Seen::default(), Seen::default());
+    for minute in 0..4 * 60 {
+        for person in 0..500 {
+            // Within the first hour they come and type the new password; then their client asks every ten minutes.
+            let comes = mix(person) % 60;
+            if minute >= comes && (minute - comes) % 10 == 0 {
+                world.attempt(DAY + minute * MINUTE, OFFICE, &login(person), "right", &mut people);
+            }
+            for device in 0..2 {
+                if (minute + mix(person * 2 + device)) % 5 == 0 {
+                    let second = DAY + minute * MINUTE + 30;
+                    world.attempt(second, OFFICE, &login(person), "old", &mut devices);
+                }
+            }
+        }
+    }
+    (people, devices)
+}
+
+#[test]
+fn an_office_of_five_hundred_is_spared_after_a_password_change() {
+    let mut world = World::new();
+    let mut before = Seen::default();
+    for person in 0..500 {
+        world.attempt(person, OFFICE, &login(person), "right", &mut before);
+    }
+
+    let (people, devices) = office_after_a_change(&mut world);
+
+    world.says("office", &[("people", people), ("devices", devices)]);
+    assert_eq!((before.delayed, before.denied), (0, 0));
+    assert_eq!((people.delayed, people.denied), (0, 0));
+    assert_eq!((devices.delayed, devices.denied), (0, 0));
+}
+
+#[test]
+fn an_office_that_nobody_remembers_is_slowed_down_at_worst() {
+    // The daemon has just been started, and the devices come first.
+    let mut world = World::new();
+
+    let (people, devices) = office_after_a_change(&mut world);
+
+    world.says("office after a restart", &[("people", people), ("devices", devices)]);
+    assert_eq!(people.denied, 0);
+    // Each of the five hundred is let in, with a delay at most in the first hour.
+    assert!(people.delayed < people.attempts / 10, "{people:?}");
+}
+
+#[test]
+fn a_phone_with_an_old_password_hurts_nobody_for_a_week() {
+    let mut world = World::new();
+    let (mut phone, mut laptop) = (Seen::default(), Seen::default());
+    let fry = &login(1);
+    for step in 0..7 * DAY / (5 * MINUTE) {
+        let second = step * 5 * MINUTE;
+        // At home by day and in the net of its operator on the way.
+        let from = if step % 3 == 0 { ip(step % 50) } else { OFFICE };
+        world.attempt(second, from, fry, "old", &mut phone);
+        world.attempt(second + 60, OFFICE, fry, "right", &mut laptop);
+    }
+
+    world.says("phone", &[("phone", phone), ("laptop", laptop)]);
+    assert_eq!((laptop.delayed, laptop.denied), (0, 0));
+    assert_eq!((phone.delayed, phone.denied), (0, 0));
+}
+
+#[test]
+fn one_source_that_guesses_is_stopped() {
+    let mut world = World::new();
+    let (mut guesser, mut owner, mut neighbour) = Default::default();
+    let fry = &login(1);
+    world.attempt(0, OFFICE, fry, "right", &mut owner);
+    // Ten an hour would be a patient guesser; this one tries ten a second for a day.
+    for guess in 0..DAY * 10 {
+        let second = 1 + guess / 10;
+        world.attempt(second, ip(9), fry, &format!("guess{guess}"), &mut guesser);
+        if guess % 6000 == 0 {
+            world.attempt(second, OFFICE, fry, "right", &mut owner);
+            // Somebody else behind the guesser's provider, in another net of it.
+            world.attempt(second, ip(9 + 256), &login(2), "right", &mut neighbour);
+        }
+    }
+
+    world.says("guesser", &[("guesser", guesser), ("owner", owner), ("neighbour", neighbour)]);
+    assert_eq!((owner.delayed, owner.denied), (0, 0));
+    assert_eq!((neighbour.delayed, neighbour.denied), (0, 0));
+    // Thirty in an hour and an eighth, all day.
+    assert!(guesser.binds <= 30 * 25, "{guesser:?}");
+    assert!(guesser.denied > guesser.attempts / 100 * 99, "{guesser:?}");
+}
+
+#[test]
+fn spraying_from_ten_thousand_addresses_is_slowed_and_spares_whoever_is_known() {
+    let mut world = World::new();
+    let (mut bots, mut owners, mut travellers) = Default::default();
+    for person in 0..10_000 {
+        world.attempt(
+            person / 100,
+            ip(1 << 20 | person << 4),
+            &login(person),
+            "right",
+            &mut owners,
+        );
+    }
+    // Six rounds, ten minutes each: every address tries one login with one of the well-known passwords.
+    for round in 0..6_u64 {
+        for bot in 0..10_000_u64 {
+            let second = HOUR + round * 600 + bot * 600 / 10_000;
+            let victim = mix(round << 32 | bot) % 10_000;
+            world.attempt(
+                second,
+                ip(bot << 8),
+                &login(victim),
+                &format!("Summer{round}"),
+                &mut bots,
+            );
+            if bot % 10 == 0 {
+                let home = ip(1 << 20 | victim << 4);
+                world.attempt(second, home, &login(victim), "right", &mut owners);
+            }
+            if bot % 100 == 0 {
+                // Somebody in a hotel.
+                let hotel = ip(2 << 20 | bot);
+                world.attempt(second, hotel, &login(victim), "right", &mut travellers);
+            }
+        }
+    }
+
+    world.says("spraying", &[("bots", bots), ("owners", owners), ("travellers", travellers)]);
+    assert_eq!((owners.delayed, owners.denied), (0, 0));
+    assert_eq!(travellers.denied, 0);
+    assert!(bots.delayed > bots.attempts / 10 * 9, "{bots:?}");
+}
+
+#[test]
+fn a_botnet_on_one_account_does_not_lock_its_owner_out() {
+    let mut world = World::new();
+    let (mut bots, mut owner, mut elsewhere) = Default::default();
+    let fry = &login(1);
+    world.attempt(0, OFFICE, fry, "right", &mut owner);
+    for guess in 0..DAY {
+        let second = 1 + guess;
+        let bot = ip((mix(guess) % 5_000) << 8);
+        world.attempt(second, bot, fry, &format!("guess{guess}"), &mut bots);
+        if guess % 300 == 0 {
+            world.attempt(second, OFFICE, fry, "right", &mut owner);
+        }
+        if guess % 3600 == 1800 {
+            world.attempt(second, ip(7 << 16 | guess), fry, "right", &mut elsewhere);
+        }
+    }
+
+    world.says("botnet", &[("bots", bots), ("owner", owner), ("elsewhere", elsewhere)]);
+    assert_eq!((owner.delayed, owner.denied), (0, 0));
+    // From a new place the owner waits, and gets in.
+    assert_eq!(elsewhere.denied, 0);
+    assert!(bots.delayed + bots.denied > bots.attempts / 100 * 99, "{bots:?}");
+}
+
+#[test]
+fn millions_of_keys_are_bounded_and_push_out_nobody_who_matters() {
+    // Ten million with GATEPOST_KEYS=10000000, in a release build.
+    let keys = std::env::var("GATEPOST_KEYS").ok().and_then(|text| text.parse().ok());
+    let keys: u64 = keys.unwrap_or(300_000);
+    let mut world = World::new();
+    let mut guesser = Seen::default();
+    for guess in 0..40 {
+        world.attempt(0, ip(9), &login(1), &format!("guess{guess}"), &mut guesser);
+    }
+    assert_eq!(guesser.denied, 10);
+    let mut times = Vec::new();
+
+    for number in 0..keys {
+        let now = world.start + Duration::from_secs(1 + number * 600 / keys);
+        let name = format!("{number}@example.org");
+        let client = Some(ip(1 << 23 | number));
+        let subject = Subject { client, login: Some(&name), ..Subject::default() };
+        world.throttle.learn(&subject, Outcome::Failed(None), now);
+        if number % 64 == 0 {
+            let begun = crate::clock::now();
+            let judgement = world.throttle.check(&subject, now);
+            times.push(begun.elapsed());
+            assert_ne!(judgement.action, Course::Deny);
+        }
+    }
+
+    times.sort_unstable();
+    let at = |share: usize| times.get(times.len() * share / 1000).copied().unwrap_or_default();
+    let bytes = world.throttle.bytes();
+    eprintln!("{keys} keys: {} KiB; a check: p50 {:?}, p99 {:?}", bytes / 1024, at(500), at(990));
+    assert!(bytes < 96 << 20, "{bytes}");
+    world.attempt(610, ip(9), &login(1), "another", &mut guesser);
+    assert_eq!(guesser.denied, 11);
+}
