@@ -28,7 +28,7 @@ use gatepost::proto::{json_login, saslauthd};
 use gatepost::provision::{self, Rules};
 use gatepost::secret::Password;
 use gatepost::store::Store;
-use gatepost::throttle::Throttle;
+use gatepost::throttle::{Judgement, Outcome, Subject, Throttle};
 use gatepost::{clock, config};
 use tokio::runtime::Runtime;
 use tokio_util::task::TaskTracker;
@@ -123,6 +123,60 @@ fn recall_refuses(bencher: Bencher<'_, '_>) {
 fn recall(bencher: Bencher<'_, '_>, password: &str) {
     let (core, attempt) = (&SITE.core, attempt(password));
     bencher.bench_local(|| core.recall(black_box(&attempt), clock::now()).unwrap());
+}
+
+/// What the guessing shield adds to a remembered login: looked up before, counted after. Somebody has guessed a little
+/// (`quiet`), or so much that a rule acts and everybody is looked up (`attacked`).
+#[divan::bench(args = ["quiet", "attacked"])]
+fn shield_accept(bencher: Bencher<'_, '_>, what: &str) {
+    let (throttle, now) = shield(what);
+    let subject = subject(NAME, 77);
+    bencher.bench_local(|| {
+        let judgement = throttle.check(black_box(&subject), now);
+        throttle.learn(&subject, Outcome::Accepted, now);
+        judgement
+    });
+}
+
+/// A wrong password, each another.
+#[divan::bench]
+fn shield_failure(bencher: Bencher<'_, '_>) {
+    let (throttle, now) = shield("quiet");
+    let subject = subject(NAME, 77);
+    let mut guess = 0_u16;
+    bencher.bench_local(|| {
+        guess = guess.wrapping_add(1);
+        throttle.learn(black_box(&subject), Outcome::Failed(Some(guess)), now);
+    });
+}
+
+/// Somebody who is refused.
+#[divan::bench]
+fn shield_deny(bencher: Bencher<'_, '_>) {
+    let (throttle, now) = shield("attacked");
+    let subject = subject("victim@example.org", 9);
+    bencher.bench_local(|| -> Judgement { throttle.check(black_box(&subject), now) });
+}
+
+fn shield(what: &str) -> (Throttle, std::time::Instant) {
+    let now = clock::now();
+    let throttle = Throttle::new(&Config::default().throttle, [7; 32], now);
+    let guesses = if what == "quiet" { 3 } else { 100 };
+    for guess in 0..guesses {
+        throttle.learn(&subject("victim@example.org", 9), Outcome::Failed(Some(guess)), now);
+    }
+    throttle.learn(&subject(NAME, 77), Outcome::Accepted, now);
+    (throttle, now)
+}
+
+fn subject(login: &str, last: u8) -> Subject<'_> {
+    Subject {
+        client: Some([192, 0, last, 77].into()),
+        login: Some(login),
+        service: Some(Service::Imap),
+        session: Some("cT9sKl01"),
+        ja3: None,
+    }
 }
 
 /// A socketmap look-up, from the key to the value.

@@ -31,7 +31,8 @@ pub struct Throttle {
     pub history: Span,
     /// Attempts that may wait at one time because of `delay`; further ones are refused.
     pub max_delayed: usize,
-    /// Keys that are kept for each rule; the least useful gives way.
+    /// Keys (addresses, nets, logins) that are kept for each rule, and a quarter of the logins with their nets that are
+    /// kept as good; the least useful gives way.
     pub keys: usize,
     /// The rules, by name. A rule that is written here stands beside the ones built in; one with the name of a built-in
     /// rule changes that one, key by key.

@@ -5,17 +5,21 @@ use super::Time;
 use super::table::{Key, Table};
 use super::tally::{BUCKETS, Distinct, Item, Room, Tally};
 
-/// Logins with their nets that are remembered; 16 bytes each.
-const PAIRS: usize = 1 << 20;
+/// Logins with their nets that are remembered, for each key of a rule: people come from more than one net, and far more of
+/// them get in than guess. 16 bytes each.
+const PAIRS_PER_KEY: usize = 4;
 
-/// Addresses and nets whose people are counted.
-const SOURCES: usize = 1 << 16;
+/// How far back it goes, in milliseconds, and for how many addresses and nets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) window: u64,
+    pub(super) keys: usize,
+}
 
 /// The good logins of a while.
 #[derive(Debug)]
 pub(super) struct History {
-    /// Milliseconds.
-    window: u64,
+    size: Size,
     /// By login and net.
     pairs: Table<Seen>,
     /// By address, and by net: how many different people.
@@ -47,14 +51,18 @@ impl Tally for Seen {
 }
 
 impl History {
-    /// An empty history of so many milliseconds.
-    pub(super) fn new(window: u64) -> Self {
-        Self { window, pairs: Table::new(PAIRS, window), people: Table::new(SOURCES, window) }
+    /// An empty history.
+    pub(super) fn new(size: Size) -> Self {
+        let Size { window, keys } = size;
+        Self {
+            size,
+            pairs: Table::new(keys * PAIRS_PER_KEY, window),
+            people: Table::new(keys, window),
+        }
     }
 
-    /// How far back it goes, in milliseconds.
-    pub(super) fn window(&self) -> u64 {
-        self.window
+    pub(super) fn size(&self) -> Size {
+        self.size
     }
 
     /// Whether this login got in from this net.

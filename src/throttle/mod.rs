@@ -297,7 +297,7 @@ impl Throttle {
         let throttle = Self {
             rules: ArcSwap::default(),
             lists: Lists::default(),
-            history: ArcSwap::from_pointee(History::new(millis(settings.history.0))),
+            history: ArcSwap::from_pointee(History::new(history_size(settings))),
             hits: Hits::default(),
             delayed: Mutex::default(),
             hasher: RandomState::default(),
@@ -328,9 +328,9 @@ impl Throttle {
             rules: in_force.map(compile).collect(),
             counts_attempts: settings.rule.values().any(counts),
         }));
-        let window = millis(settings.history.0);
-        if self.history.load().window() != window {
-            self.history.store(Arc::new(History::new(window)));
+        let size = history_size(settings);
+        if self.history.load().size() != size {
+            self.history.store(Arc::new(History::new(size)));
         }
         self.lists.configure(&settings.allow, &settings.deny);
     }
@@ -671,6 +671,10 @@ fn whom(per: Per, subject: &Subject<'_>, rules: &Rules) -> String {
         Per::LoginNet => format!("{login} from {}", shown(net().map(|it| it.to_string()))),
         Per::Session => format!("session of {}", shown(address.map(|it| it.to_string()))),
     }
+}
+
+fn history_size(settings: &Settings) -> history::Size {
+    history::Size { window: millis(settings.history.0), keys: settings.keys }
 }
 
 fn millis(span: Duration) -> u64 {

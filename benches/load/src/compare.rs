@@ -15,9 +15,9 @@ use crate::wire::{Asker, Protocol, Said};
 use crate::{checkpassword, ldap, storm};
 
 /// Every case by its name in `--only`.
-pub const CASES: [&str; 18] = [
-    "P8", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P9", "P11", "P12", "P13", "mix", "rate",
-    "storm", "S1", "S3", "P5known",
+pub const CASES: [&str; 19] = [
+    "P8", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P9", "P11", "P12", "P13", "policy", "mix",
+    "rate", "storm", "S1", "S3", "P5known",
 ];
 
 /// What is measured, and how long.
@@ -38,7 +38,7 @@ pub struct Options {
     /// Seconds for each server in each remembered case and round
     #[arg(long, default_value_t = 4)]
     pub seconds: u64,
-    /// Only these: P1 P2 P3 P4 P5 P5known P6 P7 P8 P9 P11 P12 P13 mix rate storm S1 S3
+    /// Only these: P1 P2 P3 P4 P5 P5known P6 P7 P8 P9 P11 P12 P13 policy mix rate storm S1 S3
     #[arg(long, value_delimiter = ',', value_parser = CASES)]
     only: Vec<String>,
     /// Put table and chart into docs/
@@ -98,6 +98,7 @@ pub fn run(options: Options) -> anyhow::Result<Compare> {
     compare.cold()?;
     compare.known()?;
     compare.remembered()?;
+    compare.policy()?;
     compare.template_changed()?;
     compare.mixed()?;
     compare.imap()?;
@@ -354,6 +355,26 @@ impl Compare {
             for (load, servers) in &cases {
                 for server in *servers {
                     self.drive(*load, server, round, &remembered)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What Dovecot's policy client asks, beside a constant answer of the same server.
+    fn policy(&mut self) -> anyhow::Result<()> {
+        if !self.wants("policy") {
+            return Ok(());
+        }
+        let asked = Plan::repeated(REMEMBERED, self.options.seconds);
+        for round in 1..=self.options.rounds {
+            for (case, protocol) in [
+                ("policy constant, 16 connections", Protocol::Ping),
+                ("policy allow, 16 connections", Protocol::Allow),
+                ("policy report, 16 connections", Protocol::Report),
+            ] {
+                for server in [floor(protocol), REMEMBERS.name] {
+                    self.drive(load(case, protocol, 16, 1), server, round, &asked)?;
                 }
             }
         }

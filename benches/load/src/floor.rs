@@ -50,7 +50,9 @@ where
         }
         while let Some(used) = match protocol {
             Protocol::Dovecot => dovecot(&input, &mut output),
-            Protocol::Http => http(&input, &mut output),
+            Protocol::Http | Protocol::Allow | Protocol::Report | Protocol::Ping => {
+                http(&input, &mut output)
+            }
             Protocol::Saslauthd | Protocol::Imap => saslauthd(&input, &mut output),
             Protocol::Socketmap => socketmap(&input, &mut output),
         } {
@@ -73,11 +75,13 @@ fn dovecot(input: &[u8], output: &mut Vec<u8>) -> Option<usize> {
 fn http(input: &[u8], output: &mut Vec<u8>) -> Option<usize> {
     let end = memchr::memmem::find(input, b"\r\n\r\n")?;
     let head = input.get(..end)?;
-    let at = memchr::memmem::find(head, b"Content-Length: ")? + 16;
-    let length: usize = std::str::from_utf8(head.get(at..)?.split(|byte| *byte == b'\r').next()?)
-        .ok()?
-        .parse()
-        .ok()?;
+    let length: usize = match memchr::memmem::find(head, b"Content-Length: ") {
+        Some(at) => {
+            let number = head.get(at + 16..)?.split(|byte| *byte == b'\r').next()?;
+            std::str::from_utf8(number).ok()?.parse().ok()?
+        }
+        None => 0,
+    };
     input.get(end + 4..end + 4 + length)?;
     output.extend_from_slice(
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{\"verdict\":\"accept\"}",

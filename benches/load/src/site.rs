@@ -104,7 +104,8 @@ impl Site {
         let mut text = format!(
             "[node]\ncontrol = \"{dir}/{name}-control\"\n[store]\nurl = \"sqlite://{dir}/{name}.db\"\n\
              [memory]\nfresh = \"{}\"\ncapacity = \"4 GiB\"\n\
-             [listen.web]\nprotocol = \"http\"\naddress = \"127.0.0.1:{web}\"\n\
+             [listen.web]\nprotocol = \"http\"\naddress = \"127.0.0.1:{web}\"\nserve = [\"login\", \"policy\"]\n\
+             [throttle.rule.spraying-from-everywhere]\nlimit = 0\n\
              [listen.shim]\nprotocol = \"dovecot\"\npath = \"{dir}/{name}-shim\"\npeers = [\"root\"]\n",
             gatepost.fresh
         );
@@ -272,9 +273,14 @@ impl Site {
     pub fn door(&mut self, server: &str, protocol: Protocol) -> anyhow::Result<Door> {
         let unix = |name: String| Endpoint::Unix(self.dir.join(name));
         let endpoint = match (server, protocol) {
-            (_, Protocol::Http | Protocol::Imap) => {
-                Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port(server)?)))
-            }
+            (
+                _,
+                Protocol::Http
+                | Protocol::Imap
+                | Protocol::Allow
+                | Protocol::Report
+                | Protocol::Ping,
+            ) => Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port(server)?))),
             ("dovecot", _) => unix("dovecot/load".into()),
             ("saslauthd" | "saslauthd-cached", _) => unix(format!("{server}/mux")),
             (_, Protocol::Dovecot) => unix(format!("{server}-dovecot-auth")),
@@ -352,7 +358,7 @@ impl Site {
 pub fn floor(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Dovecot | Protocol::Imap => "floor-dovecot",
-        Protocol::Http => "floor-http",
+        Protocol::Http | Protocol::Allow | Protocol::Report | Protocol::Ping => "floor-http",
         Protocol::Saslauthd => "floor-saslauthd",
         Protocol::Socketmap => "floor-socketmap",
     }

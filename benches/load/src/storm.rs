@@ -21,7 +21,7 @@ const IN_FLIGHT: usize = 1000;
 const MOST_LDAP_CONNECTIONS: usize = 32 + 2 + 1;
 
 /// Who is not in after this long stays outside, and is reported so.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What those do who hear "later".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,12 +15,18 @@ use crate::people::{address, password};
 /// What is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Protocol {
+    /// `POST /?command=allow`, as Dovecot's policy client asks.
+    Allow,
     /// Dovecot's auth client protocol: many requests in flight, answered in any order.
     Dovecot,
     /// `POST /v1/login`, keep-alive.
     Http,
     /// IMAP `LOGIN`, a connection for each.
     Imap,
+    /// `GET /?command=ping`: the same server and a constant answer.
+    Ping,
+    /// `POST /?command=report` of a success.
+    Report,
     /// Cyrus SASL's, a connection for each request.
     Saslauthd,
     /// Postfix' look-ups of mailboxes.
@@ -122,6 +128,25 @@ impl Protocol {
                     body.len()
                 )
             }
+            Self::Allow | Self::Report => {
+                let (command, more) = match self {
+                    Self::Allow => ("allow", ""),
+                    _ => ("report", r#""success":true,"policy_reject":false,"#),
+                };
+                let body = format!(
+                    r#"{{"device_id":"","login":"{name}","protocol":"imap","pwhash":"0893","remote":"{}","session_id":"cT9sKl{id:08x}",{more}"tls":true}}"#,
+                    asker.client()
+                );
+                write!(
+                    output,
+                    "POST /policy?command={command} HTTP/1.1\r\nHost: gatepost\r\nUser-Agent: dovecot/auth-policy-client\r\n\
+                     Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                )
+            }
+            Self::Ping => {
+                output.write_all(b"GET /policy?command=ping HTTP/1.1\r\nHost: gatepost\r\n\r\n")
+            }
             Self::Imap => write!(output, "a LOGIN {name} {password}\r\n"),
             Self::Saslauthd => {
                 for field in [name.as_str(), &password, "imap", ""] {
@@ -142,7 +167,7 @@ impl Protocol {
     pub fn answer(self, input: &[u8]) -> anyhow::Result<Option<Answer<'_>>> {
         match self {
             Self::Dovecot => dovecot_answer(input),
-            Self::Http => http_answer(input),
+            Self::Http | Self::Allow | Self::Report | Self::Ping => http_answer(input),
             Self::Imap => imap_answer(input),
             Self::Saslauthd => Ok(saslauthd_answer(input)),
             Self::Socketmap => socketmap_answer(input),
@@ -194,6 +219,8 @@ fn http_answer(input: &[u8]) -> anyhow::Result<Option<Answer<'_>>> {
     let length = end + 4 + body;
     let Some(body) = input.get(end + 4..length) else { return Ok(None) };
     let body = std::str::from_utf8(body)?;
+    // A policy server refuses with a number.
+    let said = if body.contains(r#""status":-1"#) { Said::Refused } else { said };
     let user = body.split_once(r#""user":""#).and_then(|(_, rest)| rest.split('"').next());
     Ok(Some(Answer { id: None, said, user, length }))
 }
