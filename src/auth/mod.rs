@@ -661,7 +661,8 @@ impl Authenticator {
                 Charge::Nobody => Outcome::Neutral,
             },
             Verdict::Unavailable(Later { reason, .. }) => match reason {
-                Reason::BudgetSpent | Reason::Unproven => Outcome::Unproven(guess()),
+                Reason::BudgetSpent => Outcome::Unproven(guess()),
+                // An outage counts nothing.
                 _ => Outcome::Neutral,
             },
         };

@@ -44,7 +44,7 @@ pub struct Throttle {
 #[serde(default, deny_unknown_fields)]
 pub struct Rule {
     /// failures (refused attempts; a repeat of one of the last wrong passwords counts once) | distinct-wrong-passwords |
-    /// unproven (passwords that nobody could check) | distinct-logins (that failed) | distinct-ips | distinct-nets (from
+    /// unproven (passwords that nobody could check, because too many were wrong before) | distinct-logins (that failed) | distinct-ips | distinct-nets (from
     /// where it failed) | attempts (all, good ones too).
     pub count: Count,
     /// For each what it is counted: ip | net | login | login+ip | login+net | session (the mail server's session: one
@@ -192,6 +192,18 @@ pub fn built_in() -> BTreeMap<String, Rule> {
         rule(
             "guessing-per-login-long",
             Rule { limit: 30, window: hour, action: Action::Deny, ..Rule::default() },
+        ),
+        // The same once so many were wrong that the directory is not asked any more (`auth.wrong_binds`).
+        rule("guessing-past-the-budget", Rule { count: Count::Unproven, ..Rule::default() }),
+        rule(
+            "guessing-past-the-budget-long",
+            Rule {
+                count: Count::Unproven,
+                limit: 30,
+                window: hour,
+                action: Action::Deny,
+                ..Rule::default()
+            },
         ),
         // One address that tries many passwords, whoever they are for.
         rule("guessing-per-ip", Rule { per: Per::Ip, limit: 30, window: hour, ..Rule::default() }),

@@ -4,6 +4,7 @@
 //! A count lives in nine buckets, the one that is being filled and eight before it, so that nothing leaves before its
 //! window is over; it may stay an eighth longer.
 
+use std::cell::Cell;
 use std::num::Wrapping;
 
 /// Buckets that make a window.
@@ -284,12 +285,14 @@ fn bucket_of(age: u8, last: u32) -> u32 {
 pub(super) struct Sketch {
     last: u32,
     unlike: u64,
+    /// What it came to in a bucket: to look at a thousand registers costs more than all else of a check.
+    known: Cell<Option<(u32, u32)>>,
     buckets: [[u8; REGISTERS]; LIVE],
 }
 
 impl Default for Sketch {
     fn default() -> Self {
-        Self { last: 0, unlike: 0, buckets: [[0; REGISTERS]; LIVE] }
+        Self { last: 0, unlike: 0, known: Cell::new(None), buckets: [[0; REGISTERS]; LIVE] }
     }
 }
 
@@ -318,15 +321,27 @@ impl Sketch {
         // What comes late counts in its own bucket, if that still counts.
         let bucket = at.max(self.last.saturating_sub(BUCKETS));
         let bucket = self.buckets.get_mut(place(bucket));
-        if let Some(register) = bucket.and_then(|bucket| bucket.get_mut(register)) {
-            *register = rank.max(*register);
+        if let Some(register) = bucket.and_then(|bucket| bucket.get_mut(register))
+            && rank > *register
+        {
+            *register = rank;
+            self.known.set(None);
         }
     }
 
     fn estimate(&self, at: u32) -> u32 {
-        if is_over(self.last, at) {
-            return 0;
+        match self.known.get() {
+            _ if is_over(self.last, at) => 0,
+            Some((bucket, estimate)) if bucket == at => estimate,
+            _ => {
+                let estimate = self.count(at);
+                self.known.set(Some((at, estimate)));
+                estimate
+            }
         }
+    }
+
+    fn count(&self, at: u32) -> u32 {
         let mut all = [0_u8; REGISTERS];
         for bucket in at.max(self.last).saturating_sub(BUCKETS)..=self.last {
             let bucket = self.buckets.get(place(bucket)).into_iter().flatten();
