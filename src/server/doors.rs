@@ -1,6 +1,8 @@
 //! Opens the doors of the configuration and serves what is handed over.
 
+use std::future::Future;
 use std::os::unix::fs::MetadataExt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -32,6 +34,9 @@ use crate::proto::handover::{HandedKind, Place};
 
 /// Command lines that talk to the daemon at one time.
 const CONTROL_CONNECTIONS: usize = 32;
+
+/// A connection that is being served.
+type Boxed<'a> = Pin<Box<dyn Future<Output = std::io::Result<()>> + Send + 'a>>;
 
 /// What is spoken on a socket.
 enum Speaks {
@@ -293,47 +298,49 @@ impl Daemon {
         shutdown: CancellationToken,
     ) -> std::io::Result<()> {
         let Connection { stream, peer, guard: _guard } = connection;
-        match speaks {
+        // In a box of its own size: else each connection takes the room of the largest of all these, and moves it about.
+        let serving: Boxed<'_> = match speaks {
             Speaks::Auth(door, kind) => {
                 let cuid = self.connections.fetch_add(1, Ordering::Relaxed);
-                dovecot::serve(stream, Arc::clone(door), *kind, peer, cuid, shutdown).await
+                Box::pin(dovecot::serve(stream, Arc::clone(door), *kind, peer, cuid, shutdown))
             }
             Speaks::Master(door, kind, openness) => {
                 let reader = reader(peer, openness);
-                dovecot_master::serve(stream, Arc::clone(door), *kind, reader, shutdown).await
+                Box::pin(dovecot_master::serve(stream, Arc::clone(door), *kind, reader, shutdown))
             }
             Speaks::Checkpassword(door) => {
-                checkpassword::serve(stream, Arc::clone(door), peer, shutdown).await
+                Box::pin(checkpassword::serve(stream, Arc::clone(door), peer, shutdown))
             }
             Speaks::Dict(door) => {
-                dovecot_dict::serve(stream, Arc::clone(door), peer, shutdown).await
+                Box::pin(dovecot_dict::serve(stream, Arc::clone(door), peer, shutdown))
             }
-            Speaks::Http(door, None) => {
+            Speaks::Http(door, None) => Box::pin(async move {
                 http::serve(stream, peer, Arc::clone(door), shutdown).await;
                 Ok(())
-            }
-            Speaks::Http(door, Some(certificates)) => {
+            }),
+            Speaks::Http(door, Some(certificates)) => Box::pin(async move {
                 let shaken = shutdown.run_until_cancelled(certificates.accept(stream)).await;
                 let Some(stream) = shaken.transpose()? else { return Ok(()) };
                 http::serve(stream, peer, Arc::clone(door), shutdown).await;
                 Ok(())
-            }
-            Speaks::Maps(door) => maps::serve(stream, Arc::clone(door), shutdown).await,
-            Speaks::Policy(door) => policy::serve(stream, Arc::clone(door), shutdown).await,
-            Speaks::HandOver(peers, listen) => {
+            }),
+            Speaks::Maps(door) => Box::pin(maps::serve(stream, Arc::clone(door), shutdown)),
+            Speaks::Policy(door) => Box::pin(policy::serve(stream, Arc::clone(door), shutdown)),
+            Speaks::HandOver(peers, listen) => Box::pin(async move {
                 self.take_over(stream, peers, listen, shutdown).await;
                 Ok(())
-            }
+            }),
             Speaks::Saslauthd(door) => {
-                saslauthd::serve(stream, Arc::clone(door), peer, shutdown).await
+                Box::pin(saslauthd::serve(stream, Arc::clone(door), peer, shutdown))
             }
-            Speaks::Control => {
+            Speaks::Control => Box::pin(async move {
                 let uid = peer.credentials.map(|peer| peer.uid);
                 let answer = |request| self.answer(request);
                 control::serve(stream, uid, answer, shutdown).await
-            }
-            Speaks::Nothing => Ok(()),
-        }
+            }),
+            Speaks::Nothing => return Ok(()),
+        };
+        serving.await
     }
 
     /// Serves Dovecot's own sockets as long as the shim is there that handed them over (login.md D-4).
