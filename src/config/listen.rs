@@ -205,6 +205,10 @@ impl Listen {
         if self.serve.contains(&Serve::Mailcow) && !self.token.is_empty() {
             report.notice("serve", "mailcow's own script sends no token: it cannot ask this door");
         }
+        let asks_callers = !self.token.is_empty() || self.tls.client_ca_file.is_some();
+        if self.serve.contains(&Serve::Policy) && !asks_callers && self.path.is_none() {
+            report.notice("token", "without one whoever can connect may change the shield's lists");
+        }
         let tls = &self.tls;
         if tls.cert_file.is_some() != tls.key_file.is_some() {
             report.problem("tls", "a certificate needs its key", "both cert_file and key_file");
