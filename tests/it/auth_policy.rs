@@ -246,7 +246,9 @@ fn a_client_with_an_odd_name_does_not_get_past_the_policy() {
 #[test]
 fn without_gatepost_people_log_in_or_not_as_dovecot_is_told() {
     for home in HOMES {
-        for (lines, start) in [("", "a OK"), ("auth_policy_reject_on_fail = yes\n", "a NO")] {
+        for (lines, start) in
+            [("", "a OK"), ("auth_policy_reject_on_fail = yes\n", "a NO [AUTHENTICATIONFAILED]")]
+        {
             let mut world = World::start(home, &[], lines);
             let reply = world.login("fry", RIGHT);
             assert!(reply.starts_with("a OK"), "{home:?}: {reply}: {}", world.dovecot.log());
