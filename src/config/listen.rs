@@ -52,7 +52,8 @@ pub struct Listen {
     #[serde(deserialize_with = "nets")]
     pub allow: Vec<IpNet>,
     /// What an http door serves: login (POST /v1/login) | lookup (GET /v1/lookup) | mailcow (POST /) | nauthilus
-    /// (/api/v1/auth) | nginx (/nginx, for auth_http) | forward-auth (/forward-auth) | health | metrics.
+    /// (/api/v1/auth) | nginx (/nginx, for auth_http) | forward-auth (/forward-auth) | policy (/policy and /command, for
+    /// Dovecot's auth_policy_* and callers of weakforced) | health | metrics.
     pub serve: Vec<Serve>,
     /// Callers of an http door must send this (Bearer, X-API-Key, or Basic password); not for health. The
     /// text itself, or `"env:NAME"`; or `token_file = "path"`.
@@ -199,10 +200,14 @@ impl Listen {
             !self.serve.is_empty(),
             "serve",
             "an http door serves something",
-            "login, lookup, mailcow, nauthilus, nginx, forward-auth, health, metrics",
+            "login, lookup, mailcow, nauthilus, nginx, forward-auth, policy, health, metrics",
         );
         if self.serve.contains(&Serve::Mailcow) && !self.token.is_empty() {
             report.notice("serve", "mailcow's own script sends no token: it cannot ask this door");
+        }
+        let asks_callers = !self.token.is_empty() || self.tls.client_ca_file.is_some();
+        if self.serve.contains(&Serve::Policy) && !asks_callers && self.path.is_none() {
+            report.notice("token", "without one whoever can connect may change the shield's lists");
         }
         let tls = &self.tls;
         if tls.cert_file.is_some() != tls.key_file.is_some() {
@@ -395,4 +400,6 @@ pub enum Serve {
     Nauthilus,
     /// `/nginx` for nginx' `auth_http`.
     Nginx,
+    /// `/policy` and `/command/…`: the auth-policy protocol of Dovecot and weakforced.
+    Policy,
 }

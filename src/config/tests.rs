@@ -500,6 +500,18 @@ fn a_door_for_nginx_says_where_a_session_goes() {
 }
 
 #[test]
+fn a_policy_door_without_a_token_is_noticed() {
+    let door = "[listen.x]\nprotocol=\"http\"\naddress=\"127.0.0.1:1\"\nserve=[\"policy\"]";
+    assert_eq!(
+        notices(&format!("{BASE}\n{door}")),
+        ["listen.x.token: without one whoever can connect may change the shield's lists"]
+    );
+    assert_eq!(notices(&format!("{BASE}\n{door}\ntoken=\"t\"")), [""; 0]);
+    let unix = door.replace("address=\"127.0.0.1:1\"", "path=\"/x\"");
+    assert_eq!(notices(&format!("{BASE}\n{unix}")), [""; 0]);
+}
+
+#[test]
 fn mailcow_with_a_token_is_noticed() {
     let door = "[listen.x]\nprotocol=\"http\"\npath=\"/x\"\nserve=[\"mailcow\"]";
     assert_eq!(notices(&format!("{BASE}\n{door}")), [""; 0]);

@@ -3,6 +3,7 @@
 //!
 //! Every parser is bounded: a length is checked before anything of that length is kept.
 
+pub mod auth_policy;
 pub mod checkpassword;
 pub mod dovecot;
 pub mod handover;

@@ -27,6 +27,7 @@ use super::{Daemon, StartError};
 use crate::config::Config;
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
+use crate::identity::Login;
 use crate::proto::dovecot::auth::SocketKind;
 use crate::proto::dovecot::dict::PasswordKey;
 use crate::proto::dovecot::master::MasterKind;
@@ -200,6 +201,7 @@ impl Daemon {
         let (daemon, core) = (Arc::clone(self), Arc::clone(&self.core));
         http::Parts {
             lookups: http::Lookups::over(&door),
+            shield: self.shield(),
             decide: Arc::new(move |attempt| {
                 let door = door.clone();
                 Box::pin(async move { door.decide(attempt).await })
@@ -218,6 +220,21 @@ impl Daemon {
                 })
             }),
             metrics: self.metrics.clone(),
+        }
+    }
+
+    fn shield(&self) -> http::Shield {
+        let core = Arc::clone(&self.core);
+        let throttle = Arc::clone(core.throttle());
+        http::Shield {
+            throttle: Arc::clone(&throttle),
+            normalise: Arc::new(move |typed| {
+                let login = Login::parse(typed.as_bytes(), &core.setup().names).ok()?;
+                Some(login.address.to_string())
+            }),
+            change_list: Arc::new(move |change| {
+                Box::pin(std::future::ready(change.apply(&throttle)))
+            }),
         }
     }
 

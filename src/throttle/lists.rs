@@ -300,11 +300,19 @@ impl Lists {
 
     /// Which list speaks of an attempt, and how: the allowing one first.
     pub(super) fn find(&self, asked: Asked<'_>, now: SystemTime) -> Option<Arc<Entry>> {
+        [List::Allow, List::Deny].into_iter().find_map(|list| self.find_in(list, asked, now))
+    }
+
+    /// What one list says of an attempt.
+    pub(super) fn find_in(
+        &self,
+        list: List,
+        asked: Asked<'_>,
+        now: SystemTime,
+    ) -> Option<Arc<Entry>> {
         let entries = self.0.load();
-        [List::Allow, List::Deny].into_iter().find_map(|list| {
-            let fixed = side(&entries.fixed, list).find(asked, now);
-            fixed.or_else(|| side(&entries.made, list).find(asked, now)).cloned()
-        })
+        let fixed = side(&entries.fixed, list).find(asked, now);
+        fixed.or_else(|| side(&entries.made, list).find(asked, now)).cloned()
     }
 
     /// What stands in a list for exactly this.

@@ -645,6 +645,12 @@ impl Throttle {
         self.lists.made(list, clock::wall())
     }
 
+    /// The entry of a list that speaks of such attempts, that of a net they come from among them.
+    #[must_use]
+    pub fn listed(&self, list: List, asked: Asked<'_>) -> Option<Arc<Entry>> {
+        self.lists.find_in(list, asked, clock::wall())
+    }
+
     /// What a list says of exactly this.
     #[must_use]
     pub fn entry(&self, list: List, whom: &Whom) -> Option<Arc<Entry>> {

@@ -11,6 +11,7 @@
 
 mod support;
 
+mod auth_policy;
 mod checkpassword;
 mod configured;
 mod contrib;

@@ -9,10 +9,12 @@
 //! | nauthilus | `/api/v1/auth/json`, `/api/v1/auth/header` | `nauthilus` |
 //! | nginx | `/nginx` | `nginx` |
 //! | forward-auth | `/forward-auth` | `forward_auth` |
+//! | policy | `/policy`, `/command/…`, `/?command=…` | `auth_policy` |
 //! | health, metrics | `/livez`, `/readyz`, `/metrics` | `health` |
 //!
 //! A shape reads its request into an `Asked`, hears a [`Verdict`] and says it in its own words; all between is here.
 
+mod auth_policy;
 mod forward_auth;
 mod health;
 mod login;
@@ -34,15 +36,16 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 pub use super::userdb::Residence;
+pub use auth_policy::{ChangeList, ListChange, ListError, Normalise, Shield};
 pub use health::Health;
 pub use lookup::Lookups;
 
@@ -52,6 +55,7 @@ use crate::auth::{Attempt, Service, Verdict};
 use crate::clock;
 use crate::config::listen::{Listen, Serve, TempFailure, Upstream};
 use crate::metrics::{DoorName, Metrics};
+use crate::proto::auth_policy::{Named, named};
 use crate::proto::http::{accepts_text, after_scheme, basic_credentials};
 use crate::secret::{Password, Secret};
 
@@ -80,8 +84,10 @@ pub struct HttpDoor {
     upstream: Upstream,
     /// Sessions that Nauthilus' shape has given a number.
     sessions: AtomicU64,
-    /// Whoever holds it makes, or still sends, a list of all mailboxes.
+    /// Whoever holds it makes, or still sends, a long list: all mailboxes, or all entries of the shield.
     list: Arc<Mutex<()>>,
+    /// What the auth-policy protocol was asked.
+    policy: auth_policy::Counters,
     parts: Parts,
 }
 
@@ -96,6 +102,8 @@ pub struct Parts {
     pub forget: Forgetting,
     /// Where mailboxes and addresses are.
     pub lookups: Lookups,
+    /// The guessing shield, for the auth-policy protocol.
+    pub shield: Shield,
     /// What `/metrics` shows.
     pub metrics: Metrics,
 }
@@ -127,6 +135,7 @@ impl HttpDoor {
             upstream: listen.upstream.clone(),
             sessions: AtomicU64::new(0),
             list: Arc::default(),
+            policy: auth_policy::Counters::new(),
             parts,
         }
     }
@@ -171,6 +180,24 @@ where
 #[error("closed without an answer, which is how this caller is told to try again")]
 struct HangUp;
 
+/// A long list, and the turn of whoever gets it.
+struct ListBody {
+    body: String,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl ListBody {
+    fn new(body: String, turn: OwnedMutexGuard<()>) -> Self {
+        Self { body, _turn: turn }
+    }
+}
+
+impl AsRef<[u8]> for ListBody {
+    fn as_ref(&self) -> &[u8] {
+        self.body.as_bytes()
+    }
+}
+
 /// What goes back.
 type Answer = Response<Full<Bytes>>;
 
@@ -178,6 +205,7 @@ type Answer = Response<Full<Bytes>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Alive,
+    AuthPolicy(Named),
     Forget,
     ForwardAuth,
     Login,
@@ -212,6 +240,7 @@ impl Route {
     fn serve(self) -> Serve {
         match self {
             Self::Alive | Self::Ready => Serve::Health,
+            Self::AuthPolicy(_) => Serve::Policy,
             Self::Forget | Self::Login => Serve::Login,
             Self::ForwardAuth => Serve::ForwardAuth,
             Self::Lookup => Serve::Lookup,
@@ -230,7 +259,17 @@ impl Route {
             }
             Self::Forget | Self::Login | Self::Mailcow => &[Method::POST],
             Self::NauthilusHeader | Self::NauthilusJson => &[Method::GET, Method::POST],
-            Self::ForwardAuth => &[],
+            // Each command has its own.
+            Self::AuthPolicy(_) | Self::ForwardAuth => &[],
+        }
+    }
+
+    /// Whether anybody may call it, token or not.
+    fn is_open(self) -> bool {
+        match self {
+            Self::Alive | Self::Ready => true,
+            Self::AuthPolicy(Named::Known(command)) => command.is_open(),
+            _ => false,
         }
     }
 }
@@ -271,7 +310,7 @@ impl HttpDoor {
         let arrived = clock::now();
         let (head, body) = request.into_parts();
         let call = Call { peer, head, arrived };
-        let route = Route::of(call.head.uri.path());
+        let route = self.route(&call.head.uri);
         let Some(route) = route.filter(|route| self.serve.contains(&route.serve())) else {
             return Ok(Problem(StatusCode::NOT_FOUND, "nothing is served here".into()).spoken());
         };
@@ -284,6 +323,7 @@ impl HttpDoor {
         }
         let answer = match route {
             Route::Alive => Ok(health::alive()),
+            Route::AuthPolicy(named) => Ok(self.auth_policy(&call, named, body).await),
             Route::Forget => self.forget(&call, body).await,
             Route::ForwardAuth => Ok(self.forward_auth(&call).await),
             Route::Login => self.login(&call, body).await,
@@ -298,11 +338,18 @@ impl HttpDoor {
         Ok(answer.unwrap_or_else(Problem::spoken))
     }
 
+    /// `POST /?command=…` is mailcow's path too: the query tells, where both are served.
+    fn route(&self, uri: &Uri) -> Option<Route> {
+        let serves_policy = self.serve.contains(&Serve::Policy);
+        let policy = serves_policy.then(|| named(uri.path(), uri.query())).flatten();
+        policy.map(Route::AuthPolicy).or_else(|| Route::of(uri.path()))
+    }
+
     /// Whether the caller knows the door's token: as `Authorization: Bearer`, as `X-API-Key`, or as the password of
     /// `Authorization: Basic`. In forward authentication `Authorization` is the end user's, so that only `X-API-Key`
     /// is left.
     fn may_call(&self, route: Route, headers: &HeaderMap) -> bool {
-        if self.token.is_empty() || route.serve() == Serve::Health {
+        if self.token.is_empty() || route.is_open() {
             return true;
         }
         let field = |name| headers.get(name).map(HeaderValue::as_bytes);
@@ -323,6 +370,9 @@ impl HttpDoor {
     fn unauthorized(&self, route: Route, call: &Call) -> Result<Answer, HangUp> {
         let peer = call.peer.address;
         tracing::info!(door = %self.name, peer.address = ?peer, "a caller without the door's token");
+        if let Route::AuthPolicy(_) = route {
+            return Ok(auth_policy::unauthorized());
+        }
         if route == Route::Mailcow {
             // mailcow's script takes any answer for a wrong password.
             return Err(HangUp);

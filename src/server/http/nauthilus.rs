@@ -6,13 +6,12 @@ use std::sync::atomic::Ordering;
 use http_body_util::Full;
 use hyper::StatusCode;
 use hyper::body::{Bytes, Incoming};
-use tokio::sync::OwnedMutexGuard;
 
 use super::super::userdb::{self, Residence};
 use super::lookup::PAGE;
 use super::{
-    Answer, Asked, Call, HttpDoor, JSON, Problem, RETRY_LATER, add_field, content, read_body,
-    retry_after, text,
+    Answer, Asked, Call, HttpDoor, JSON, ListBody, Problem, RETRY_LATER, add_field, content,
+    read_body, retry_after, text,
 };
 use crate::auth::{Service, Source, Verdict};
 use crate::proto::http::query_value;
@@ -26,18 +25,6 @@ use crate::proto::nauthilus::{
 enum Shape {
     Header,
     Json,
-}
-
-/// All accounts, and the turn of whoever gets them.
-struct List {
-    body: String,
-    _turn: OwnedMutexGuard<()>,
-}
-
-impl AsRef<[u8]> for List {
-    fn as_ref(&self) -> &[u8] {
-        self.body.as_bytes()
-    }
 }
 
 /// What came of a question, in either mode.
@@ -156,11 +143,11 @@ impl HttpDoor {
         }
         if as_text {
             let mut answer = text(StatusCode::OK, String::new());
-            *answer.body_mut() = Full::new(Bytes::from_owner(List { body, _turn: turn }));
+            *answer.body_mut() = Full::new(Bytes::from_owner(ListBody::new(body, turn)));
             return answer;
         }
         body.push_str(if body.is_empty() { "[]" } else { "]" });
-        content(StatusCode::OK, JSON, Bytes::from_owner(List { body, _turn: turn }))
+        content(StatusCode::OK, JSON, Bytes::from_owner(ListBody::new(body, turn)))
     }
 }
 

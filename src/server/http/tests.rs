@@ -1,5 +1,6 @@
 //! The door by itself, over a pipe: it decides as told, and remembers what it was asked.
 
+mod auth_policy;
 mod forward_auth;
 mod lookup;
 mod mailcow;
@@ -17,6 +18,7 @@ use crate::auth::{Accepted, Later, Reason, Refused, Source};
 use crate::config::units::Span;
 use crate::lookup::{Found, Map};
 use crate::store::{Mailbox, Resident};
+use crate::throttle::Throttle;
 
 const FRY: &str =
     r#"{"username":"fry","password":"secret","service":"imap","client_ip":"192.0.2.9"}"#;
@@ -27,6 +29,7 @@ struct Fixture {
     verdict: Verdict,
     health: Health,
     tables: Tables,
+    throttle: Arc<Throttle>,
     asked: Arc<Mutex<Vec<Attempt>>>,
     metrics: Metrics,
 }
@@ -82,6 +85,7 @@ impl Fixture {
             verdict: accepted(),
             health: Health::Ready,
             tables: Tables::new(),
+            throttle: Arc::new(Throttle::new(&Default::default(), [7; 32], clock::now())),
             asked: Arc::default(),
             metrics: Metrics::new(),
         }
@@ -100,6 +104,7 @@ impl Fixture {
                 Box::pin(std::future::ready(if name.is_some() { 1 } else { 7 }))
             }),
             lookups: self.tables.lookups(),
+            shield: auth_policy::shield(&self.throttle),
             metrics: self.metrics.clone(),
         };
         Arc::new(HttpDoor::new("http".into(), &self.listen, parts))

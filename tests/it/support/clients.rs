@@ -30,6 +30,22 @@ pub(crate) fn imap_login(port: u16, user: &str, password: &str) -> String {
     line.receive_until(|reply| reply.starts_with("a "))
 }
 
+/// The same from another address of the loopback net, by a client that first says its ID: bytes of any kind.
+pub(crate) fn imap_login_as(
+    (source, port): (Ipv4Addr, u16),
+    id: &[u8],
+    (user, password): (&str, &str),
+) -> String {
+    let mut line = Line::over_tcp(connect_from(source, port));
+    line.receive();
+    line.send(&format!("i ID (\"name\" {{{}}}", id.len()));
+    line.receive_until(|reply| reply.starts_with('+'));
+    line.send_raw(&[id, b")\r\n"].concat());
+    line.receive_until(|reply| reply.starts_with("i "));
+    line.send(&format!("a LOGIN {} {}", quoted(user), quoted(password)));
+    line.receive_until(|reply| reply.starts_with("a "))
+}
+
 /// IMAP AUTHENTICATE PLAIN, for names and passwords of any bytes.
 pub(crate) fn imap_plain(port: u16, user: &[u8], password: &[u8]) -> String {
     let mut line = Line::connect(port);

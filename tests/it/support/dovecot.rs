@@ -88,6 +88,9 @@ pub(crate) enum Judge {
     Lua(u16),
     /// The same with contrib/mailcow's extra.conf behind what mailcow has itself, with [`TOKEN`] for the door (2.3).
     Mailcow(u16),
+    /// Its own auth process, with what is for pasting in contrib/dovecot-2.3 and -2.4 for the auth policy; the port of
+    /// gatepost's http door. What comes of a login is said by its name: see [`PEOPLE`].
+    Policy(u16),
     /// Login and mail processes ask gatepost's own sockets, as contrib/dovecot-sockets shows. ManageSieve cannot.
     Sockets,
 }
@@ -111,6 +114,12 @@ impl Judge {
             (Self::Lua(_), Version::V24) => {
                 include_str!("../../../contrib/dovecot-lua/dovecot-2.4.conf")
             }
+            (Self::Policy(_), Version::V23) => {
+                include_str!("../../../contrib/dovecot-2.3/auth-policy.conf")
+            }
+            (Self::Policy(_), Version::V24) => {
+                include_str!("../../../contrib/dovecot-2.4/auth-policy.conf")
+            }
             (Self::Sockets, Version::V23) => {
                 include_str!("../../../contrib/dovecot-sockets/dovecot-2.3.conf")
             }
@@ -129,6 +138,10 @@ impl Judge {
             text = text.replace(place, &format!("{path}/"));
         }
         match self {
+            Self::Policy(port) => text
+                .replace("127.0.0.1:8420", &format!("127.0.0.1:{port}"))
+                .replace("YOUR-TOKEN", TOKEN)
+                .replace("YOUR-RANDOM-TEXT", "nonce123"),
             Self::Lua(port) => text.replace("127.0.0.1:8420", &format!("127.0.0.1:{port}")),
             Self::Mailcow(port) => text
                 .replace("127.0.0.1:8420", &format!("127.0.0.1:{port}"))
@@ -199,6 +212,11 @@ pub(crate) struct Dovecot {
 impl Dovecot {
     pub(crate) fn start(place: Place, judge: Judge) -> Self {
         Self::with(place, judge, "")
+    }
+
+    /// With these lines at the end of its configuration, which win.
+    pub(crate) fn start_with(place: Place, judge: Judge, lines: &str) -> Self {
+        Self::with(place, judge, lines)
     }
 
     /// With the very lines of contrib for Gatepost and for a Postfix beside it, whose queue directory this is.
@@ -347,6 +365,7 @@ fn beside(directory: &Path, inner: &Path, judge: Judge) {
         ("gatepost.lua", lua, 0o644),
         ("gatepost-dict.conf.ext", &dict, 0o600),
         ("passwd-verify.lua", MAILCOWS_SCRIPT, 0o644),
+        ("people.lua", PEOPLE, 0o644),
         ("dovecot-master.passwd", "", 0o644),
     ] {
         fs::write(directory.join(name), judge.at(text, &inner.display().to_string())).unwrap();
@@ -368,6 +387,11 @@ fn configuration_23(path: &Path, ports: [u16; 5], judge: Judge) -> String {
             "auth_mechanisms = plain login\n".into()
         }
         Judge::Mailcow(_) => mailcows_own(&path.to_string()),
+        Judge::Policy(_) => format!(
+            "auth_mechanisms = plain login\n\
+             passdb {{\n driver = lua\n args = file={path}/people.lua blocking=yes\n}}\n\
+             userdb {{\n driver = static\n args = uid={MAIL_ID} gid={MAIL_ID} home={path}/mail/%d/%n\n}}\n"
+        ),
         Judge::Static => format!(
             "auth_mechanisms = plain login\npassdb {{\n driver = static\n args = password=open\n}}\n\
              userdb {{\n driver = static\n args = uid={MAIL_ID} gid={MAIL_ID} home={path}/mail/%d/%n\n}}\n"
@@ -399,6 +423,26 @@ fn mailcows_own(path: &str) -> String {
 const MAILCOWS_SCRIPT: &str = "function auth_password_verify(request, password)\n \
      return dovecot.auth.PASSDB_RESULT_PASSWORD_MISMATCH, \"Failed to authenticate\"\nend\n";
 
+/// A passdb whose people are what they are called; whoever is called otherwise has the password "open".
+const PEOPLE: &str = r#"
+function auth_password_verify(request, password)
+  local results = {
+    nobody = dovecot.auth.PASSDB_RESULT_USER_UNKNOWN,
+    disabled = dovecot.auth.PASSDB_RESULT_USER_DISABLED,
+    expired = dovecot.auth.PASSDB_RESULT_PASS_EXPIRED,
+    broken = dovecot.auth.PASSDB_RESULT_INTERNAL_FAILURE,
+  }
+  local result = results[request.user:match("^%a+")]
+  if result then
+    return result, "as it is called"
+  end
+  if password == "open" then
+    return dovecot.auth.PASSDB_RESULT_OK, {}
+  end
+  return dovecot.auth.PASSDB_RESULT_PASSWORD_MISMATCH, "wrong"
+end
+"#;
+
 fn configuration_24(path: &Path, ports: [u16; 5], judge: Judge) -> String {
     let path = path.display();
     let sieve = if has_sieve(judge) { " sieve = yes\n" } else { "" };
@@ -407,6 +451,11 @@ fn configuration_24(path: &Path, ports: [u16; 5], judge: Judge) -> String {
         Judge::Checkpassword | Judge::Dict | Judge::Lua(_) | Judge::Mailcow(_) => {
             "auth_mechanisms = plain login\n".into()
         }
+        Judge::Policy(_) => format!(
+            "auth_mechanisms = plain login\npassdb lua {{\n lua_file = {path}/people.lua\n}}\n\
+             userdb static {{\n fields {{\n  uid = {MAIL_ID}\n  gid = {MAIL_ID}\n  \
+             home = {path}/mail/%{{user | domain}}/%{{user | username}}\n }}\n}}\n"
+        ),
         Judge::Static => format!(
             "auth_mechanisms = plain login\npassdb static {{\n password = open\n}}\n\
              userdb static {{\n fields {{\n  uid = {MAIL_ID}\n  gid = {MAIL_ID}\n  \
