@@ -32,6 +32,7 @@ apt_install() {
   for package in "$@"; do
     case $package in
       slapd | postfix | nginx | haproxy | fail2ban) fresh+=("$package.service") ;;
+      redis-server) fresh+=(redis-server.service) ;;
       dovecot-core) fresh+=(dovecot.service) ;;
       samba-ad-dc) fresh+=(samba-ad-dc.service smbd.service nmbd.service winbind.service) ;;
     esac

@@ -50,9 +50,13 @@ struct Inner {
     throttle_evicted: Family<RuleLabel, Gauge>,
     throttle_bytes: Gauge,
     throttle_waiting: Gauge,
+    sending: Family<SendingLabels, Counter>,
+    shared_up: Gauge,
+    shared_dropped: Counter,
+    shared_received: Family<ResultLabel, Counter>,
 }
 
-/// Whether a directory server answers.
+/// Whether a server answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Up {
     /// It answers.
@@ -320,6 +324,27 @@ impl Metrics {
         }
     }
 
+    /// A message of a mailbox with a limit was counted, or was one too many: counted | deferred.
+    pub fn sending(&self, template: &str, outcome: &'static str) {
+        let labels = SendingLabels { template: template.to_owned(), outcome };
+        self.0.sending.get_or_create(&labels).inc();
+    }
+
+    /// The shared server answers, or no longer does.
+    pub fn shared_up(&self, up: Up) {
+        self.0.shared_up.set(i64::from(up == Up::Yes));
+    }
+
+    /// Other nodes will not hear of something: too much waited for the shared server.
+    pub fn shared_dropped(&self) {
+        self.0.shared_dropped.inc();
+    }
+
+    /// Other nodes told something: counted | unreadable.
+    pub fn shared_received(&self, result: &'static str, events: u64) {
+        self.0.shared_received.get_or_create(&ResultLabel { result }).inc_by(events);
+    }
+
     /// Everything as text, in the format of [`CONTENT_TYPE`].
     #[must_use]
     pub fn encode(&self) -> String {
@@ -357,6 +382,10 @@ impl Inner {
             throttle_evicted: Family::default(),
             throttle_bytes: Gauge::default(),
             throttle_waiting: Gauge::default(),
+            sending: Family::default(),
+            shared_up: Gauge::default(),
+            shared_dropped: Counter::default(),
+            shared_received: Family::default(),
         };
         // The configuration that the daemon starts with was good.
         inner.reload_successful.set(1);
@@ -384,6 +413,10 @@ impl Inner {
         declare(registry, &REFRESHES, self.refreshes.clone());
         declare(registry, &OLD_PASSWORDS, self.old_passwords.clone());
         declare(registry, &PROTOCOL_ERRORS, self.protocol_errors.clone());
+        declare(registry, &SENDING, self.sending.clone());
+        declare(registry, &SHARED_DROPPED, self.shared_dropped.clone());
+        declare(registry, &SHARED_RECEIVED, self.shared_received.clone());
+        declare(registry, &SHARED_UP, self.shared_up.clone());
         declare(registry, &THROTTLED, self.throttled.clone());
         declare(registry, &THROTTLE_BYTES, self.throttle_bytes.clone());
         declare(registry, &THROTTLE_EVICTED, self.throttle_evicted.clone());
@@ -558,6 +591,37 @@ const PROTOCOL_ERRORS: Declared = Declared {
     help: "Peers that did not keep to their protocol",
 };
 
+const SENDING: Declared = Declared {
+    name: "gatepost_sending_total",
+    kind: "counter",
+    labels: &[
+        ("template", "the table's name under `[template]`"),
+        ("outcome", "counted; deferred: one more than `send_limit`"),
+    ],
+    help: "Messages of mailboxes whose template has a `send_limit`, as the policy server judged them",
+};
+
+const SHARED_DROPPED: Declared = Declared {
+    name: "gatepost_shared_dropped_total",
+    kind: "counter",
+    labels: &[],
+    help: "Events that other nodes do not hear of, because too many waited for the server of `[shared]`",
+};
+
+const SHARED_RECEIVED: Declared = Declared {
+    name: "gatepost_shared_received_total",
+    kind: "counter",
+    labels: &[("result", "counted; unreadable: a batch that makes no sense")],
+    help: "Events that other nodes told",
+};
+
+const SHARED_UP: Declared = Declared {
+    name: "gatepost_shared_up",
+    kind: "gauge",
+    labels: &[],
+    help: "1 if nodes hear of each other by the server of `[shared]`, 0 if that does not answer or there is none",
+};
+
 const RULE: (&str, &str) = ("rule", "the table's name under `[throttle.rule]`");
 
 const THROTTLED: Declared = Declared {
@@ -602,6 +666,17 @@ const THROTTLE_WAITING: Declared = Declared {
 struct ThrottleLabels {
     rule: String,
     action: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SendingLabels {
+    template: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -708,6 +783,15 @@ mod tests {
         &REFRESHES,
         &OLD_PASSWORDS,
         &PROTOCOL_ERRORS,
+        &SENDING,
+        &SHARED_DROPPED,
+        &SHARED_RECEIVED,
+        &SHARED_UP,
+        &THROTTLED,
+        &THROTTLE_BYTES,
+        &THROTTLE_EVICTED,
+        &THROTTLE_KEYS,
+        &THROTTLE_WAITING,
     ];
 
     /// One of each kind of event.
@@ -728,6 +812,12 @@ mod tests {
         metrics.protocol_error("dovecot");
         metrics.journal_dropped(7);
         metrics.lookup(&"maps".into(), "mailbox", "found");
+        metrics.throttled("guessing-per-ip", "delay");
+        metrics.throttle(1024, 1, [("guessing-per-ip", 3, 0)].into_iter());
+        metrics.sending("crew", "counted");
+        metrics.shared_received("counted", 3);
+        metrics.shared_dropped();
+        metrics.shared_up(Up::Yes);
         let open = metrics.connection_opened("dovecot");
         (metrics, open)
     }

@@ -27,12 +27,12 @@ impl Changes {
         self.keys.is_empty()
     }
 
-    /// The keys that take effect only after a restart, for the operator: `[node]`, `[store]`, `[listen]`,
+    /// The keys that take effect only after a restart, for the operator: `[node]`, `[store]`, `[listen]`, `[shared]`,
     /// `log.format`, `memory.capacity`.
     #[must_use]
     pub fn need_restart(&self) -> Vec<&str> {
         let fixed = |key: &&str| {
-            let at = ["node.", "store.", "listen.", "log.format", "memory.capacity"];
+            let at = ["node.", "store.", "listen.", "shared.", "log.format", "memory.capacity"];
             at.iter().any(|at| key.starts_with(at))
         };
         self.keys.iter().map(String::as_str).filter(fixed).collect()
@@ -62,6 +62,9 @@ pub fn differences(old: &Config, new: &Config) -> Changes {
                 keys.insert(super::dotted(&["listen", name, key]));
             }
         }
+    }
+    if old.shared.url != new.shared.url {
+        keys.insert("shared.url".into());
     }
     for (name, directory) in &old.directory {
         let other = new.directory.get(name);
@@ -126,6 +129,11 @@ mod tests {
             &["listen.web.token"],
         );
         assert!(changes.listeners.contains("web"));
+        let _ = check(
+            |new| new.shared.url = Secret::new("redis://:a@host"),
+            &["shared.url"],
+            &["shared.url"],
+        );
     }
 
     #[test]

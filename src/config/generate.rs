@@ -71,13 +71,14 @@ complete small files: `config/examples/`.
   everything repeatable is a table with a name, so merging never drops a door or a rule. Lists are replaced as a whole.
 - **Environment.** `GATEPOST__STORE__URL` sets `store.url`: names are split at `__`, case does not matter, and `-` and `.`
   of a table's name are written `_`. Values stand as they are, blanks included; lists are written `[a, b]`.
-- **Secrets.** `bind_password`, `token` and `password_key` may be a literal, `KEY_file = \"path\"` (one newline at the end is cut), or
+- **Secrets.** `bind_password`, `token`, `password_key` and `shared.url` may be a literal, `KEY_file = \"path\"` (one newline at the end is cut), or
   `KEY = \"env:NAME\"`. They are never shown: `gatepost config show` prints `********`, or `-` if none is set.
 - **Mistakes.** `gatepost config check` lists all of them at once, with key, file, line and what is expected. A key that
   does not exist is a mistake, too.
 - **Reload.** `gatepost reload` or SIGHUP reads everything again. A file with a mistake changes nothing. Changes of
-  `[node]`, `[store]`, `[listen]`, `log.format` and `memory.capacity` take effect after a restart; the log names them.
-- **Units.** Spans of time: `250ms`, `8s`, `15m`, `12h`, `30d`. Sizes: `100 KiB`, `512 MiB`, `5 GiB`.
+  `[node]`, `[store]`, `[listen]`, `[shared]`, `log.format` and `memory.capacity` take effect after a restart; the log names them.
+- **Units.** Spans of time: `250ms`, `8s`, `15m`, `12h`, `30d`. Sizes: `100 KiB`, `512 MiB`, `5 GiB`. Rates:
+  `3/10m`, `100/h`.
 ";
 
 /// The complete, commented configuration file.

@@ -99,6 +99,7 @@ impl Walk<'_> {
                     _ => !door.token.is_empty(),
                 })
             }
+            [section, _] if section == "shared" => !self.config.shared.url.is_empty(),
             [_, name, _] => {
                 let directory = self.config.directory.get(name);
                 directory.is_some_and(|directory| !directory.bind_password.is_empty())

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{check_placeholders, check_protocols};
 use super::problem::Report;
-use super::units::ByteSize;
+use super::units::{ByteSize, RateLimit};
 
 /// Settings for mailboxes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
@@ -32,6 +32,9 @@ pub struct Template {
     pub gid: u32,
     /// Mail for a mailbox that may not log in: accept | reject | tempfail.
     pub disabled_delivery: DisabledDelivery,
+    /// Messages that a mailbox may send in a while, such as `"100/h"`; one with many recipients is one message. Counted by
+    /// the door `postfix-policy`. Empty: no limit.
+    pub send_limit: RateLimit,
     /// Further userdb fields for Dovecot, such as `{ mail = "maildir:~/Maildir" }`.
     pub extra: BTreeMap<String, String>,
 }
@@ -48,6 +51,7 @@ impl Default for Template {
             uid: 5000,
             gid: 5000,
             disabled_delivery: DisabledDelivery::Accept,
+            send_limit: RateLimit::default(),
             extra: BTreeMap::new(),
         }
     }
@@ -83,6 +87,15 @@ impl Template {
             if id == 0 {
                 report.notice(key, "0 is root, which Dovecot refuses for mail");
             }
+        }
+        if let Some(rate) = self.send_limit.0 {
+            let fits = rate.count <= 60_000 && (1..=366 * 86_400).contains(&rate.window.0.as_secs());
+            report.require(
+                fits,
+                "send_limit",
+                "too many to count, or a span of time that is too short or too long",
+                "up to 60000, in 1s to 366d",
+            );
         }
         report.within("extra", |report| self.check_extra(report));
     }

@@ -375,11 +375,11 @@ impl Entry {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shared {
-    /// A Valkey or Redis that all nodes reach, such as `redis://10.0.0.5:6379/0` or `rediss://…` for TLS, with user and
-    /// password where it wants them; empty: this node alone. The text itself, or `"env:NAME"`; or `url_file = "path"`.
+    /// A Valkey or Redis that all nodes reach, such as `redis://user:password@10.0.0.5:6379/0`, or `rediss://…` for TLS; empty:
+    /// this node alone. The text itself, or `"env:NAME"`; or `url_file = "path"`. See docs/nodes.md.
     #[serde(skip)]
     pub url: crate::secret::Secret,
-    /// An answer that takes longer counts as none.
+    /// An answer that takes longer counts as none. No login waits for it.
     pub timeout: Span,
     /// Nodes with the same word work together; others may use the same server.
     pub prefix: String,
@@ -389,7 +389,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             url: crate::secret::Secret::default(),
-            timeout: Span(std::time::Duration::from_millis(50)),
+            timeout: Span::seconds(1),
             prefix: "gatepost".into(),
         }
     }
@@ -401,7 +401,21 @@ impl Shared {
             !self.timeout.0.is_zero(),
             "timeout",
             "no time at all",
-            "a span of time such as 50ms",
+            "a span of time such as 1s",
+        );
+        report.require(
+            self.timeout <= Span::seconds(60),
+            "timeout",
+            "too long",
+            "a span of time up to 1m",
+        );
+        // Never with a word of the text: it holds a password.
+        report.require(
+            self.url.is_empty() || is_url(self.url.expose()),
+            "url",
+            "not the address of a Valkey or Redis",
+            "redis://[USER[:PASSWORD]@]HOST[:PORT][/NUMBER], rediss://… or unix:///PATH; signs such as @ : / in a \
+             password are written %40 %3A %2F",
         );
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
         report.require(
@@ -411,4 +425,9 @@ impl Shared {
             "letters, digits, - _ . and :",
         );
     }
+}
+
+/// What follows a `#` would switch off the check of certificates.
+fn is_url(text: &str) -> bool {
+    !text.contains('#') && redis::IntoConnectionInfo::into_connection_info(text).is_ok()
 }

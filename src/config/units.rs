@@ -1,4 +1,4 @@
-//! Units of the configuration: spans of time ("15m"), sizes ("5 GiB"), file modes ("0660"), rates ("3/10m").
+//! Units of the configuration: spans of time ("15m"), sizes ("5 GiB"), file modes ("0660"), rates ("3/10m", "100/h").
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +18,7 @@ pub struct ByteSize(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileMode(pub u32);
 
-/// So many in so much time: `3/10m`. Neither is 0.
+/// So many in so much time: `3/10m`, `100/h`. Neither is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// How many.
@@ -26,6 +26,10 @@ pub struct Rate {
     /// In which time.
     pub window: Span,
 }
+
+/// A rate that is not exceeded; empty: there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimit(pub Option<Rate>);
 
 /// A value that its unit does not allow; says what is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +41,7 @@ const SIZE: UnitError = UnitError("a size such as 0, 100 KiB, 512 MiB or 5 GiB")
 const MODE: UnitError = UnitError("a file mode in octal such as \"0660\"");
 
 const RATE: UnitError = UnitError("a number and a span of time such as \"3/10m\"");
+const LIMIT: UnitError = UnitError("a number and a span of time such as \"100/h\", or \"\" for no limit");
 
 impl Span {
     /// Whole seconds.
@@ -120,7 +125,11 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let (count, window) = text.split_once('/').ok_or(RATE)?;
         let count = count.trim().parse().map_err(|_| RATE)?;
-        let window: Span = window.trim().parse().map_err(|_| RATE)?;
+        let window = window.trim();
+        // "h" alone is one hour.
+        let is_one = window.starts_with(|c: char| c.is_ascii_alphabetic());
+        let window = if is_one { format!("1{window}").parse() } else { window.parse::<Span>() };
+        let window = window.map_err(|_| RATE)?;
         if count == 0 || window.0.is_zero() {
             return Err(RATE);
         }
@@ -131,6 +140,23 @@ impl FromStr for Rate {
 impl fmt::Display for Rate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}/{}", self.count, self.window)
+    }
+}
+
+impl FromStr for RateLimit {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        if text.trim().is_empty() {
+            return Ok(Self(None));
+        }
+        text.parse().map(|rate| Self(Some(rate))).map_err(|_| LIMIT)
+    }
+}
+
+impl fmt::Display for RateLimit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |rate| rate.fmt(formatter))
     }
 }
 
@@ -170,7 +196,7 @@ macro_rules! as_text {
         }
     )+};
 }
-as_text!(Span SPAN, ByteSize SIZE, FileMode MODE, Rate RATE);
+as_text!(Span SPAN, ByteSize SIZE, FileMode MODE, Rate RATE, RateLimit LIMIT);
 
 #[cfg(test)]
 mod tests {
@@ -198,6 +224,10 @@ mod tests {
             (rate.count, rate.window, rate.to_string()),
             (3, Span::seconds(600), "3/10m".into())
         );
+        assert_eq!("100/h".parse::<Rate>().unwrap().to_string(), "100/1h");
+        for (text, shown) in [("", ""), (" ", ""), ("100/h", "100/1h"), ("9/2d", "9/2d")] {
+            assert_eq!(text.parse::<RateLimit>().unwrap().to_string(), shown);
+        }
     }
 
     #[test]
@@ -210,6 +240,9 @@ mod tests {
         }
         for text in ["", "3", "0/10m", "3/0s", "-1/10m", "3/", "/10m", "3/10m/1"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+        for text in ["100", "0/h", "100/hour", "-"] {
+            assert!(text.parse::<RateLimit>().is_err(), "{text}");
         }
         for text in ["", "9", "01000"] {
             assert!(text.parse::<FileMode>().is_err(), "{text}");

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::config::directory::{Directory, Lazy, Map, OnUnmatched, Rule};
 use crate::config::domain::Domain as DomainLimits;
 use crate::config::template::Template;
+use crate::config::units::Rate;
 use crate::identity::{Address, Domain, LoginRules};
 use crate::person::Person;
 
@@ -89,6 +90,12 @@ impl Rules {
             true => Choice::Template { name: name.into(), rule },
             false => Choice::Unmatched { values: profile.template_values(person) },
         }
+    }
+
+    /// How many messages a mailbox of this template may send.
+    #[must_use]
+    pub fn send_limit(&self, template: &str) -> Option<Rate> {
+        self.template(template)?.send_limit.0
     }
 
     pub(super) fn template(&self, name: &str) -> Option<&Template> {

@@ -177,7 +177,8 @@ impl Daemon {
                 Speaks::Master(self.master_door(name, listen), kind, openness)
             }
             Protocol::PostfixPolicy => {
-                Speaks::Policy(Arc::new(PolicyDoor::new(self.door(name, listen))))
+                let sending = Arc::clone(&self.sending);
+                Speaks::Policy(Arc::new(PolicyDoor::new(self.door(name, listen), sending)))
             }
             Protocol::Socketmap => Speaks::Maps(Arc::new(MapsDoor::new(self.door(name, listen)))),
             Protocol::Saslauthd => Speaks::Saslauthd(Arc::new(self.door(name, listen))),

@@ -15,11 +15,13 @@ mod feeds;
 pub mod handover;
 pub mod http;
 pub mod listener;
+pub mod lists;
 mod operator;
 mod patience;
 mod postfix;
 mod proxied;
 mod saslauthd;
+mod shared;
 pub mod shown;
 mod systemd;
 mod tls;
@@ -42,14 +44,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Authenticator, Parts, Setup, journal::Journal};
 use crate::clock;
-use crate::config::{self, Loaded, Problems, load};
+use crate::config::{self, Config, Loaded, Problems, load};
 use crate::directory::{BuildErrors, Directories, Profile};
 use crate::logging::{self, Logging};
 use crate::lookup::Lookup;
 use crate::metrics::{Metrics, Reloaded};
 use crate::proto::dovecot::auth::Greeting;
 use crate::store::{Store, StoreError};
-use crate::throttle::Throttle;
+use crate::throttle::{SendingLimits, Throttle};
 
 use activation::{Passed, PassedError};
 use claims::Claims;
@@ -57,6 +59,8 @@ use doors::Opened;
 use feeds::Feeds;
 use handover::HandedOver;
 use listener::BindError;
+use lists::ListBook;
+use shared::{Counts, Exchange, Outbox};
 use systemd::Systemd;
 use tls::Certificates;
 
@@ -83,6 +87,11 @@ pub(crate) struct Daemon {
     /// Of the doors that speak TLS.
     certificates: BTreeMap<String, Arc<Certificates>>,
     feeds: Feeds,
+    /// Whoever changes the guessing shield's lists at run time, or lets somebody begin anew, does it here.
+    pub(crate) lists: Arc<ListBook>,
+    sending: Arc<SendingLimits>,
+    /// With other nodes, if there are any.
+    exchange: Option<Arc<Exchange>>,
     connections: AtomicU64,
     systemd: Systemd,
     /// How many there are.
@@ -153,6 +162,7 @@ pub async fn run(path: &Path) -> Result<(), StartError> {
     });
     let (daemon, doors) = Daemon::build(path, loaded, logging, (passed, systemd)).await?;
     daemon.follow_directories();
+    daemon.join_nodes();
     daemon.open_doors(doors).await;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "ready");
     daemon.systemd.ready(&daemon.status()).await;
@@ -227,6 +237,8 @@ impl Daemon {
         getrandom::fill(&mut guess_key).map_err(std::io::Error::from)?;
         let throttle = Arc::new(Throttle::new(&config.throttle, guess_key, clock::now()));
         let lookup = Lookup::new(store.clone(), config);
+        let (lists, sending, exchange) =
+            Self::counts(config, &throttle, &store, &metrics, guess_key).await?;
         let parts = Parts {
             store,
             journal,
@@ -258,6 +270,9 @@ impl Daemon {
             handed_over: HandedOver::default(),
             certificates,
             feeds: Feeds::default(),
+            lists,
+            sending,
+            exchange,
             connections: AtomicU64::new(1),
             systemd,
             refused: AtomicBool::new(false),
@@ -267,6 +282,36 @@ impl Daemon {
             tracker,
         };
         Ok((Arc::new(daemon), opened))
+    }
+
+    /// What nodes may have in common.
+    async fn counts(
+        config: &Config,
+        throttle: &Arc<Throttle>,
+        store: &Store,
+        metrics: &Metrics,
+        guess_key: [u8; 32],
+    ) -> Result<(Arc<ListBook>, Arc<SendingLimits>, Option<Arc<Exchange>>), StartError> {
+        let is_shared = !config.shared.url.is_empty();
+        let outbox = is_shared.then(|| Arc::new(Outbox::new(metrics.clone())));
+        let lists = ListBook::load(Arc::clone(throttle), store.clone(), outbox.clone()).await?;
+        let (lists, sending) = (Arc::new(lists), Arc::new(SendingLimits::new(clock::now())));
+        sending.configure(shared::sending_spans(config));
+        let counts = Counts {
+            throttle: Arc::clone(throttle),
+            sending: Arc::clone(&sending),
+            lists: Arc::clone(&lists),
+        };
+        let exchange = Exchange::new(config, outbox.as_ref(), counts, metrics, guess_key)?;
+        Ok((lists, sending, exchange))
+    }
+
+    /// Keeps what is counted and listed, and tells other nodes until the last connection has ended.
+    fn join_nodes(&self) {
+        self.tracker.spawn(Arc::clone(&self.lists).tend(self.shutdown.clone()));
+        if let Some(exchange) = &self.exchange {
+            Arc::clone(exchange).run(&self.tracker, &self.claimed);
+        }
     }
 
     /// Reads the configuration again: parse, check, swap. A bad file changes nothing.
@@ -321,6 +366,7 @@ impl Daemon {
         let certificates = certificates.collect::<Result<Vec<_>, StartError>>()?;
         self.core.store().mirror_domains(&config.domain).await?;
         self.logging.change(&config.log)?;
+        self.sending.configure(shared::sending_spans(config));
         self.core.reconfigure(config, Arc::clone(&directories));
         self.follow_directories();
         self.lookup.reconfigure(config);

@@ -21,6 +21,7 @@ mod links;
 mod mailbox;
 mod mailboxes;
 mod resident;
+mod throttle_lists;
 
 pub(crate) use addresses::Kind;
 pub(crate) use changes::{Changes, Touched};
@@ -30,6 +31,7 @@ pub use mailbox::{
     Field, Held, Link, Mailbox, Misfit, Origin, Place, Provider, Settings, Standing, Words,
 };
 pub use resident::{MAX_CANDIDATES, Resident};
+pub use throttle_lists::ListRow;
 
 /// The longest wait for anything the store does, from call to answer.
 const LIMIT: Duration = Duration::from_millis(2_800);
@@ -182,6 +184,7 @@ fn pool(connections: u32) -> SqlitePoolOptions {
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "mailboxes", include_str!("../../migrations/sqlite/0001_mailboxes.sql")),
     (2, "local accounts", include_str!("../../migrations/sqlite/0002_local_accounts.sql")),
+    (3, "throttle lists", include_str!("../../migrations/sqlite/0003_throttle_lists.sql")),
 ];
 
 async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {

@@ -27,12 +27,13 @@ fn domains(max_mailboxes: u32, quota: u64) -> BTreeMap<String, Limits> {
 }
 
 /// Every statement there is.
-const STATEMENTS: [&[(&str, Statement)]; 5] = [
+const STATEMENTS: [&[(&str, Statement)]; 6] = [
     addresses::STATEMENTS,
     domains::STATEMENTS,
     links::STATEMENTS,
     mailboxes::STATEMENTS,
     resident::STATEMENTS,
+    throttle_lists::STATEMENTS,
 ];
 
 #[tokio::test]
@@ -166,6 +167,30 @@ fn python(script: &str) -> std::process::Child {
     std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "locked\n");
     child
+}
+
+#[tokio::test]
+async fn entries_of_lists_are_kept_replaced_and_swept() {
+    let (store, directory) = open().await;
+    let row = |whom: &str, ends_at| ListRow {
+        list: "deny".into(),
+        kind: "ip".into(),
+        whom: whom.into(),
+        reason: "guesses".into(),
+        removed: false,
+        ends_at,
+        changed_at: 1,
+    };
+    let [first, second] = [row("192.0.2.1", 1000), row("192.0.2.2", 2000)];
+    store.save_list_entries(&[first.clone(), second.clone()]).await.unwrap();
+    let changed = ListRow { removed: true, reason: String::new(), changed_at: 2, ..second };
+    store.save_list_entries(std::slice::from_ref(&changed)).await.unwrap();
+
+    let again = Store::open(&config(&directory)).await.unwrap();
+    assert_eq!(again.list_entries(0).await.unwrap(), [first, changed.clone()]);
+    assert_eq!(again.list_entries(1000).await.unwrap(), [changed]);
+    assert_eq!(again.sweep_list_entries(1000).await.unwrap(), 1);
+    assert_eq!(again.list_entries(0).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

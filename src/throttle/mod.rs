@@ -11,6 +11,7 @@ mod history;
 mod hits;
 mod lists;
 mod rules;
+mod sending;
 mod table;
 mod tally;
 
@@ -35,7 +36,8 @@ use crate::secret::Password;
 use crate::service::Service;
 
 pub use hits::Hit;
-pub use lists::{Asked, Entry, Full, List, Whom, canonical};
+pub use lists::{Asked, Entry, Full, List, MAX_ENTRIES, Whom, canonical};
+pub use sending::{Sending, SendingLimits, SentListener};
 
 use history::History;
 use hits::Hits;
@@ -47,6 +49,18 @@ use tally::{Item, mix};
 /// Milliseconds since some moment long before the process began: what others saw earlier has a time too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Time(u64);
+
+impl Time {
+    /// The time now, for somebody who began then.
+    fn since(began: Instant, now: Instant) -> Self {
+        Self(BEGINNING.saturating_add(millis(now.saturating_duration_since(began))))
+    }
+
+    /// So long before.
+    fn before(self, ago: Duration) -> Self {
+        Self(self.0.saturating_sub(millis(ago)))
+    }
+}
 
 /// The time at which a process begins, in [`Time`]: longer than any window.
 const BEGINNING: u64 = 400 * 86_400_000;
@@ -342,8 +356,7 @@ impl Throttle {
     }
 
     fn time(&self, now: Instant) -> Time {
-        let since = now.saturating_duration_since(self.began);
-        Time(BEGINNING.saturating_add(millis(since)))
+        Time::since(self.began, now)
     }
 
     fn faces<'a>(&self, rules: &Rules, subject: &Subject<'a>) -> Faces<'a> {
@@ -484,8 +497,7 @@ impl Throttle {
                 service: event.service,
                 ..Subject::default()
             };
-            let time = Time(self.time(now).0.saturating_sub(millis(ago)));
-            self.count(&rules, &subject, event.outcome, time);
+            self.count(&rules, &subject, event.outcome, self.time(now).before(ago));
         }
     }
 
@@ -496,8 +508,9 @@ impl Throttle {
         let (charge, is_news) = match outcome {
             Outcome::Accepted => {
                 let is_news = Self::note_success(&history, &faces, now);
-                rules.rules.iter().for_each(|rule| rule.pay_down(&faces, is_news, now));
-                (Charge::Nothing, is_news)
+                let pay_down = |paid, rule: &Rule| rule.pay_down(&faces, is_news, now) || paid;
+                let has_paid = rules.rules.iter().fold(false, pay_down);
+                (Charge::Nothing, is_news || has_paid)
             }
             Outcome::Failed(item) => (Charge::Failure(item), true),
             Outcome::FailedAtSource => (Charge::SourceFailure, true),

@@ -188,23 +188,23 @@ impl Rule {
     }
 
     /// Somebody got in: what holds their login is paid down, nothing else. What came from their own address or net is
-    /// forgotten; of what the whole world tried, one is taken back.
-    pub(super) fn pay_down(&self, faces: &Faces<'_>, is_news: bool, now: Time) {
+    /// forgotten; of what the whole world tried, one is taken back. Whether there was anything to forget.
+    pub(super) fn pay_down(&self, faces: &Faces<'_>, is_news: bool, now: Time) -> bool {
         if !self.settings.per.holds_login() || self.settings.count == Count::Attempts {
-            return;
+            return false;
         }
         if each!(&self.counted.tallies, table => table.is_empty()) {
-            return;
+            return false;
         }
-        let Some(key) = self.key(faces) else { return };
+        let Some(key) = self.key(faces) else { return false };
         if self.settings.per == Per::Login {
             // Clients log in all day: only a login that is news says something about the guesses.
             if is_news {
                 each!(&self.counted.tallies, table => table.take_back(key, now));
             }
-        } else {
-            self.clear(key, now);
+            return false;
         }
+        self.clear(key, now)
     }
 
     /// Forgets a key; whether anything was counted.

@@ -69,7 +69,6 @@ impl Times {
             *self = Self { last: at, ..Self::default() };
             return;
         }
-        // An event from before, that another node tells late, counts where we are.
         while self.last < at {
             self.last += 1;
             if let Some(bucket) = self.buckets.get_mut(place(self.last)) {
@@ -94,7 +93,8 @@ impl Tally for Times {
         if is_over(self.last, at) {
             self.slide(at);
         }
-        if item.is_some() && self.recent.contains(&item) {
+        // What another node tells late counts where it happened, or not at all if that is over.
+        if is_over(at, self.last) || item.is_some() && self.recent.contains(&item) {
             return;
         }
         self.slide(at);
@@ -102,7 +102,7 @@ impl Tally for Times {
         if let Some(first) = self.recent.first_mut() {
             *first = item;
         }
-        if let Some(bucket) = self.buckets.get_mut(place(self.last)) {
+        if let Some(bucket) = self.buckets.get_mut(place(at)) {
             *bucket = bucket.saturating_add(1);
         }
     }
@@ -204,7 +204,11 @@ pub(super) struct Few {
 impl Few {
     /// Adds a value, or says by what sketch to go on.
     fn add(&mut self, item: Option<Item>, at: u32, room: Room) -> Option<Sketch> {
-        let at = at.max(self.last);
+        // Told so late that it is over.
+        if is_over(at, self.last) {
+            return None;
+        }
+        let (seen, at) = (at, at.max(self.last));
         let item = item.unwrap_or_else(|| {
             self.unlike += 1;
             self.unlike.0
@@ -217,6 +221,7 @@ impl Few {
         self.taken &= !stale;
         self.last = at;
         let same = self.entries().find(|(_, known, _)| *known == item);
+        let seen = same.map_or(seen, |(.., before)| seen.max(before));
         let place = match (same, self.taken) {
             (Some((index, ..)), _) => index,
             (None, u32::MAX) if room == Room::Left => {
@@ -224,7 +229,7 @@ impl Few {
                 for (_, item, bucket) in self.entries() {
                     sketch.add(Some(item), bucket);
                 }
-                sketch.add(Some(item), at);
+                sketch.add(Some(item), seen);
                 return Some(sketch);
             }
             (None, u32::MAX) => {
@@ -236,7 +241,7 @@ impl Few {
         self.taken |= 1 << place;
         let place = usize::try_from(place).unwrap_or_default();
         if let (Some(known), Some(age)) = (self.items.get_mut(place), self.ages.get_mut(place)) {
-            (*known, *age) = (item, age_of(at));
+            (*known, *age) = (item, age_of(seen));
         }
         None
     }
@@ -302,6 +307,9 @@ impl Sketch {
             self.buckets = [[0; REGISTERS]; LIVE];
             self.last = at;
         }
+        if is_over(at, self.last) {
+            return;
+        }
         while self.last < at {
             self.last += 1;
             if let Some(bucket) = self.buckets.get_mut(place(self.last)) {
@@ -318,9 +326,7 @@ impl Sketch {
         let hash = mix(value);
         let register = usize::try_from(hash >> 57).unwrap_or_default();
         let rank = u8::try_from((hash << 7 | 1 << 6).leading_zeros() + 1).unwrap_or(u8::MAX);
-        // What comes late counts in its own bucket, if that still counts.
-        let bucket = at.max(self.last.saturating_sub(BUCKETS));
-        let bucket = self.buckets.get_mut(place(bucket));
+        let bucket = self.buckets.get_mut(place(at));
         if let Some(register) = bucket.and_then(|bucket| bucket.get_mut(register))
             && rank > *register
         {
@@ -482,14 +488,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_late_does_no_harm() {
+    fn what_is_told_late_counts_where_it_happened_if_that_is_not_over() {
         let mut times: Times = after([(None, 100)]);
         times.add(None, 95, Room::Left);
-        times.add(None, 3, Room::Left);
-        assert_eq!(times.total(100), 3);
-        let mut distinct: Distinct = after([(Some(1), 100)]);
-        distinct.add(Some(2), 3, Room::Left);
-        assert_eq!(distinct.total(100), 2);
+        times.add(None, 91, Room::Left);
+        assert_eq!((times.total(100), times.total(103), times.total(104)), (2, 2, 1));
+        let mut distinct: Distinct = after([(Some(1), 100), (Some(2), 95), (Some(3), 91)]);
+        assert_eq!((distinct.total(100), distinct.total(103), distinct.total(104)), (2, 2, 1));
+        // Told late, a value does not grow older.
+        distinct.add(Some(1), 93, Room::Left);
+        assert_eq!(distinct.total(108), 1);
+        let mut many: Distinct = after((0..100).map(|item| (Some(item), 100)));
+        (100..400).for_each(|item| many.add(Some(item), 91, Room::Left));
+        assert!(many.total(100) < 130, "{}", many.total(100));
+        (100..400).for_each(|item| many.add(Some(item), 93, Room::Left));
+        assert!(many.total(100) > 300 && many.total(102) < 130, "{}", many.total(102));
     }
 
     proptest! {

@@ -33,6 +33,7 @@ mod feeds;
 mod hostile;
 mod http_doors;
 mod local_accounts;
+mod nodes;
 mod outage_table;
 mod outages;
 mod proxy;

@@ -42,6 +42,8 @@ pub struct Request {
     pub sender: Vec<u8>,
     /// Who is logged in; empty: nobody.
     pub login: Vec<u8>,
+    /// What Postfix calls the message: the same in all requests about it, and in no others. Empty before there is one.
+    pub instance: Vec<u8>,
     /// Where the client is, where Postfix knows it.
     pub client: Option<IpAddr>,
 }
@@ -153,6 +155,7 @@ impl Session {
             b"protocol_state" => self.request.state = State::parse(value),
             b"sender" => self.request.sender = value.to_vec(),
             b"sasl_username" => self.request.login = value.to_vec(),
+            b"instance" => self.request.instance = value.to_vec(),
             b"client_address" => {
                 let text = std::str::from_utf8(value).ok();
                 let address: Option<IpAddr> = text.and_then(|text| text.parse().ok());
@@ -214,6 +217,7 @@ mod tests {
             state: State::Recipient,
             sender: b"Amy@Example.org".into(),
             login: b"amy@example.org".into(),
+            instance: b"2f1.6a1b.0".into(),
             client: "192.0.2.9".parse().ok(),
         }
     }
@@ -342,8 +346,9 @@ mod tests {
             (word, state) in states(),
             sender in "[^\r\n]{0,40}",
             login in "[^\r\n]{0,40}",
+            instance in "[^\r\n]{0,20}",
             client: IpAddr,
-            turn in 0_usize..5,
+            turn in 0_usize..6,
             piece in 1_usize..50,
         ) {
             let mut lines = [
@@ -351,13 +356,19 @@ mod tests {
                 format!("protocol_state={word}"),
                 format!("sender={sender}"),
                 format!("sasl_username={login}"),
+                format!("instance={instance}"),
                 format!("client_address={client}"),
             ];
             lines.rotate_left(turn);
             let text = lines.join("\n") + "\n\n";
             let client = Some(client.to_canonical());
-            let expected =
-                Request { state, sender: sender.into_bytes(), login: login.into_bytes(), client };
+            let expected = Request {
+                state,
+                sender: sender.into_bytes(),
+                login: login.into_bytes(),
+                instance: instance.into_bytes(),
+                client,
+            };
             let (mut session, mut input, mut all) = (Session::default(), BytesMut::new(), vec![]);
 
             for piece in text.as_bytes().chunks(piece) {

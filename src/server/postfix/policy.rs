@@ -1,4 +1,4 @@
-//! Postfix' policy server: may whoever is logged in send as this sender?
+//! Postfix' policy server: may whoever is logged in send as this sender, and so much?
 //!
 //! The answer is never `OK`, which would skip the restrictions that follow.
 
@@ -11,16 +11,19 @@ use tokio_util::sync::CancellationToken;
 use super::Seldom;
 use crate::auth::{Reason, Service};
 use crate::clock;
+use crate::config::units::Rate;
 use crate::identity::Domain;
 use crate::lookup::{Found, Map};
 use crate::proto::postfix::policy::{Action, Request, Session, State};
 use crate::server::door::Door;
 use crate::server::wire::{Awaits, Read, Wire};
 use crate::store::{Resident, StoreError};
+use crate::throttle::{Sending, SendingLimits};
 
 /// One door that speaks Postfix' policy protocol.
 pub(in crate::server) struct PolicyDoor {
     door: Door,
+    sending: Arc<SendingLimits>,
     store_trouble: Seldom,
 }
 
@@ -40,11 +43,13 @@ enum Judgement {
     Stranger,
     /// Who is logged in may not send (any more).
     Suspended(Reason),
+    /// They sent as much as they may, for now.
+    TooMany(Rate),
 }
 
 impl PolicyDoor {
-    pub(in crate::server) fn new(door: Door) -> Self {
-        Self { door, store_trouble: Seldom::default() }
+    pub(in crate::server) fn new(door: Door, sending: Arc<SendingLimits>) -> Self {
+        Self { door, sending, store_trouble: Seldom::default() }
     }
 }
 
@@ -95,8 +100,10 @@ impl PolicyDoor {
                 Judgement::Later
             }
         };
-        if let Judgement::NotOwned { .. } | Judgement::Stranger | Judgement::Suspended(_) =
-            judgement
+        if let Judgement::NotOwned { .. }
+        | Judgement::Stranger
+        | Judgement::Suspended(_)
+        | Judgement::TooMany(_) = judgement
         {
             tracing::info!(
                 door = %self.door.name, login.name = ?String::from_utf8_lossy(&request.login),
@@ -120,7 +127,29 @@ impl PolicyDoor {
         if let Some(reason) = self.door.objection(&login, Service::Smtp) {
             return Ok(Judgement::Suspended(reason));
         }
-        self.owner(request, &login).await
+        Ok(match self.owner(request, &login).await? {
+            Judgement::Dunno => self.count(request, &login),
+            other => other,
+        })
+    }
+
+    /// One message of somebody's: the first question about it counts, if there is a recipient by then.
+    fn count(&self, request: &Request, login: &Resident) -> Judgement {
+        let template = &login.settings.template;
+        let limit = self.door.core.setup().rules.send_limit(template);
+        let Some(limit) = limit.filter(|_| request.state != State::Mail) else {
+            return Judgement::Dunno;
+        };
+        let mailbox = login.address.as_str();
+        match self.sending.send(mailbox, &request.instance, limit, clock::now()) {
+            Sending::Counted => self.door.metrics.sending(template, "counted"),
+            Sending::Again => {}
+            Sending::TooMany => {
+                self.door.metrics.sending(template, "deferred");
+                return Judgement::TooMany(limit);
+            }
+        }
+        Judgement::Dunno
     }
 
     /// Somebody without a mailbox of ours. Cyrus SASL says what was typed, so that names of another kind (`fry`,
@@ -183,6 +212,13 @@ impl Judgement {
                 };
                 Action::Refuse { code: "550 5.7.1", text }.encode(output);
             }
+            Self::TooMany(limit) => {
+                let Rate { count, window } = limit;
+                let text = format!("No more than {count} messages in {window}, try again later");
+                // At RCPT, DATA and END-OF-MESSAGE alike, by a code of our own. DEFER_IF_PERMIT would leave both to
+                // what follows and to access_map_defer_code.
+                Action::Refuse { code: "451 4.7.1", text: &text }.encode(output);
+            }
         }
     }
 }
@@ -211,6 +247,9 @@ mod tests {
         let login = "LOGIN".into();
         rows.push(("the sender's address is not theirs".into(), Judgement::NotOwned { login }));
         rows.push(("the database of mailboxes cannot be asked".into(), Judgement::Later));
+        let rate = "100/h".parse().unwrap();
+        let what = "their template's `send_limit` is reached, here 100/h";
+        rows.push((what.into(), Judgement::TooMany(rate)));
         rows.push(("nothing of this".into(), Judgement::Dunno));
         let mut lines = String::from("| what is found | reply |\n|---|---|\n");
         for (what, judgement) in rows {

@@ -25,13 +25,14 @@ use crate::metrics::Metrics;
 use crate::server::door::{Door, Shared};
 use crate::server::listener::Peer;
 use crate::store::{Mailbox, Origin, Standing, Store};
-use crate::throttle::Throttle;
+use crate::throttle::{SendingLimits, Throttle};
 
 /// amy with the alias wong, ann who is disabled, hal who only receives, kif who may only read, and zap of a domain
 /// that is switched off.
 struct Site {
     store: Store,
     door: Door,
+    sending: Arc<SendingLimits>,
     directory: tempfile::TempDir,
 }
 
@@ -47,6 +48,11 @@ impl Site {
         let store = Store::open(&config.store).await.unwrap();
         store.mirror_domains(&config.domain).await.unwrap();
         config.domain.get_mut("example.net").unwrap().active = false;
+        let limited = crate::config::template::Template {
+            send_limit: crate::config::units::RateLimit("3/h".parse().ok()),
+            ..Default::default()
+        };
+        config.template.insert("limited".into(), limited);
         let mailbox = |address: &str, change: fn(&mut Mailbox)| {
             let mut mailbox = Mailbox::sample(address);
             change(&mut mailbox);
@@ -62,6 +68,10 @@ impl Site {
                 kif.settings.protocols = ["imap"].into_iter().collect();
             }),
             mailbox("zap@example.net", |_| {}),
+            mailbox("leo@example.org", |leo| {
+                leo.settings.template = "limited".into();
+                leo.aliases.insert(parsed("wong.leo@example.org"), Origin::Directory);
+            }),
         ] {
             store.settle(&mailbox).await;
         }
@@ -82,7 +92,10 @@ impl Site {
             Arc::new(Authenticator::new(Setup::new(&config, Arc::new(directories), 1), parts));
         let lookup = Lookup::new(store.clone(), &config);
         let shared = Shared { core, lookup, metrics, tracker };
-        Self { store, door: Door::new("postfix".into(), &Listen::default(), shared), directory }
+        let sending = SendingLimits::new(clock::now());
+        sending.configure(std::iter::once(Duration::from_secs(3600)));
+        let door = Door::new("postfix".into(), &Listen::default(), shared);
+        Self { store, door, sending: Arc::new(sending), directory }
     }
 
     fn maps(&self, shutdown: &CancellationToken) -> (DuplexStream, Serving) {
@@ -93,16 +106,27 @@ impl Site {
 
     fn policy(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let door = Arc::new(PolicyDoor::new(self.door.clone()));
+        let door = Arc::new(PolicyDoor::new(self.door.clone(), Arc::clone(&self.sending)));
         tokio::spawn(policy::serve(ours, door, CancellationToken::new()));
         theirs
     }
 
     /// What the policy server says, without `action=`.
     async fn judged(&self, state: &str, login: &str, sender: &str) -> String {
+        self.judged_message(state, login, sender, "").await
+    }
+
+    async fn judged_message(
+        &self,
+        state: &str,
+        login: &str,
+        sender: &str,
+        instance: &str,
+    ) -> String {
         let mut peer = self.policy();
         let request = format!(
-            "request=smtpd_access_policy\nprotocol_state={state}\nsender={sender}\nsasl_username={login}\n\n"
+            "request=smtpd_access_policy\nprotocol_state={state}\nsender={sender}\nsasl_username={login}\n\
+             instance={instance}\n\n"
         );
         peer.write_all(request.as_bytes()).await.unwrap();
         peer.shutdown().await.unwrap();
@@ -206,6 +230,64 @@ async fn somebody_who_may_not_send_is_refused_whatever_the_sender() {
     site.store.set_disabled(&parsed("amy@example.org"), Standing::Disabled).await.unwrap();
     let verdict = site.judged("RCPT", "amy@example.org", "amy@example.org").await;
     assert_eq!(verdict, "550 5.7.1 This mailbox is disabled", "at once");
+}
+
+const TOO_MANY: &str = "451 4.7.1 No more than 3 messages in 1h, try again later";
+
+#[tokio::test]
+async fn messages_are_counted_once_each_and_one_too_many_is_put_off() {
+    let site = Site::new().await;
+    let leo = "leo@example.org";
+    let judge = |state, instance| site.judged_message(state, leo, leo, instance);
+
+    // MAIL alone is no message yet; recipients and steps of one are one.
+    for (state, instance) in [
+        ("MAIL", "1"),
+        ("MAIL", "1"),
+        ("MAIL", "1"),
+        ("MAIL", "1"),
+        ("RCPT", "1"),
+        ("RCPT", "1"),
+        ("DATA", "1"),
+        ("END-OF-MESSAGE", "1"),
+        ("DATA", "2"),
+        ("END-OF-MESSAGE", "2"),
+    ] {
+        assert_eq!(judge(state, instance).await, "DUNNO", "{state} {instance}");
+    }
+    // What is refused for another reason does not count.
+    let foreign = site.judged_message("RCPT", leo, "amy@example.org", "3").await;
+    assert_eq!(foreign, "553 5.7.1 not owned by user leo@example.org");
+    // By any name, and from nobody: it is the same mailbox.
+    let alias = "wong.leo@example.org";
+    assert_eq!(site.judged_message("END-OF-MESSAGE", alias, "", "4").await, "DUNNO");
+
+    for state in ["RCPT", "RCPT", "DATA", "END-OF-MESSAGE"] {
+        assert_eq!(judge(state, "5").await, TOO_MANY, "{state}");
+    }
+    assert_eq!(judge("RCPT", "1").await, "DUNNO", "it was let through before");
+    assert_eq!(judge("MAIL", "6").await, "DUNNO");
+    assert_eq!(site.judged("RCPT", "amy@example.org", "amy@example.org").await, "DUNNO");
+    let text = site.door.metrics.encode();
+    for line in [
+        "gatepost_sending_total{template=\"limited\",outcome=\"counted\"} 3",
+        "gatepost_sending_total{template=\"limited\",outcome=\"deferred\"} 4",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line} not in {text}");
+    }
+}
+
+#[tokio::test]
+async fn with_the_store_gone_nothing_is_counted_and_nobody_hears_of_a_limit() {
+    let site = Site::new().await;
+    site.lose_store();
+    for message in 0..5 {
+        let leo = "leo@example.org";
+        let verdict = site.judged_message("RCPT", leo, leo, &message.to_string()).await;
+        assert!(verdict.starts_with("DEFER_IF_PERMIT 4.3.0"), "{verdict}");
+    }
+    let used = site.sending.used("leo@example.org", Duration::from_secs(3600), clock::now());
+    assert_eq!(used, 0);
 }
 
 #[tokio::test]

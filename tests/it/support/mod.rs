@@ -10,6 +10,7 @@ pub(crate) mod haproxy;
 pub(crate) mod ldap_proxy;
 pub(crate) mod nginx;
 pub(crate) mod postfix;
+pub(crate) mod redis;
 pub(crate) mod samba;
 pub(crate) mod site;
 pub(crate) mod slapd;

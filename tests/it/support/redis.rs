@@ -1,0 +1,76 @@
+//! A private Valkey or Redis with a password, for what nodes tell each other. It keeps nothing on the disk.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::slapd::LEAK_MARK;
+use super::{Running, free_port, listens, printed, program, scratch, wait_until};
+
+/// A server, which may be away.
+#[derive(Debug)]
+pub(crate) struct Redis {
+    directory: TempDir,
+    pub(crate) port: u16,
+    running: Option<Running>,
+}
+
+/// Debian 13 has both; what they speak is the same.
+fn either(redis: &str, valkey: &str) -> Command {
+    let is_there = |name: &str| Path::new("/usr/bin").join(name).exists();
+    if !is_there(redis) && is_there(valkey) {
+        return program(valkey, "valkey-tools");
+    }
+    program(redis, "redis-server")
+}
+
+fn password() -> String {
+    format!("shared/{LEAK_MARK}")
+}
+
+impl Redis {
+    pub(crate) fn start() -> Self {
+        let directory = scratch(Path::new("/tmp"));
+        let port = free_port();
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\nrequirepass {}\nsave \"\"\nappendonly no\ndir {}\n",
+            password(),
+            directory.path().display()
+        );
+        fs::write(directory.path().join("redis.conf"), text).unwrap();
+        let mut new = Self { directory, port, running: None };
+        new.start_again();
+        new
+    }
+
+    pub(crate) fn start_again(&mut self) {
+        let mut command = either("redis-server", "valkey-server");
+        command.arg(self.directory.path().join("redis.conf"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.running = Some(Running::start("redis", &mut command));
+        wait_until("Redis listens", Duration::from_secs(20), || listens(self.port));
+    }
+
+    /// SIGKILL; what it held is lost.
+    pub(crate) fn kill9(&mut self) {
+        self.running.take().expect("Redis runs").kill9();
+    }
+
+    /// The line of `[shared]`.
+    pub(crate) fn url(&self) -> String {
+        let password = password().replace('/', "%2F");
+        format!("url = \"redis://:{password}@127.0.0.1:{}\"", self.port)
+    }
+
+    /// Asks it something; what it answered.
+    pub(crate) fn ask(&self, words: &[&str]) -> String {
+        let mut command = either("redis-cli", "valkey-cli");
+        command.args(["-p", &self.port.to_string(), "--no-auth-warning", "-a", &password()]);
+        let output = command.args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", printed(&output));
+        printed(&output).trim().to_owned()
+    }
+}
