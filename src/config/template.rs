@@ -89,7 +89,8 @@ impl Template {
             }
         }
         if let Some(rate) = self.send_limit.0 {
-            let fits = rate.count <= 60_000 && (1..=366 * 86_400).contains(&rate.window.0.as_secs());
+            let fits =
+                rate.count <= 60_000 && (1..=366 * 86_400).contains(&rate.window.0.as_secs());
             report.require(
                 fits,
                 "send_limit",

@@ -41,7 +41,8 @@ const SIZE: UnitError = UnitError("a size such as 0, 100 KiB, 512 MiB or 5 GiB")
 const MODE: UnitError = UnitError("a file mode in octal such as \"0660\"");
 
 const RATE: UnitError = UnitError("a number and a span of time such as \"3/10m\"");
-const LIMIT: UnitError = UnitError("a number and a span of time such as \"100/h\", or \"\" for no limit");
+const LIMIT: UnitError =
+    UnitError("a number and a span of time such as \"100/h\", or \"\" for no limit");
 
 impl Span {
     /// Whole seconds.

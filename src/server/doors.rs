@@ -16,14 +16,16 @@ use super::dovecot::{self, AuthDoor};
 use super::dovecot_dict::{self, DictDoor};
 use super::dovecot_master::{self, MasterDoor, Reader};
 use super::handover::{self, HandOver, HandedSocket, Peers};
-use super::http::{self, HttpDoor};
+use super::http::{self, HttpDoor, ShieldChange};
 use super::listener::{self, BindError, Connection, Limits, Peer, Socket, Stream, accept_loop};
+use super::lists::ListBook;
 use super::postfix::maps::{self, MapsDoor};
 use super::postfix::policy::{self, PolicyDoor};
 use super::proxied::Proxies;
 use super::saslauthd;
 use super::tls::Certificates;
 use super::{Daemon, StartError};
+use crate::clock;
 use crate::config::Config;
 use crate::config::listen::{Listen, Protocol};
 use crate::config::units::FileMode;
@@ -32,6 +34,7 @@ use crate::proto::dovecot::auth::SocketKind;
 use crate::proto::dovecot::dict::PasswordKey;
 use crate::proto::dovecot::master::MasterKind;
 use crate::proto::handover::{HandedKind, Place};
+use crate::throttle::{Full, Subject};
 
 /// Command lines that talk to the daemon at one time.
 const CONTROL_CONNECTIONS: usize = 32;
@@ -226,15 +229,16 @@ impl Daemon {
 
     fn shield(&self) -> http::Shield {
         let core = Arc::clone(&self.core);
-        let throttle = Arc::clone(core.throttle());
+        let (throttle, lists) = (Arc::clone(core.throttle()), Arc::clone(&self.lists));
         http::Shield {
-            throttle: Arc::clone(&throttle),
+            throttle,
             normalise: Arc::new(move |typed| {
                 let login = Login::parse(typed.as_bytes(), &core.setup().names).ok()?;
                 Some(login.address.to_string())
             }),
-            change_list: Arc::new(move |change| {
-                Box::pin(std::future::ready(change.apply(&throttle)))
+            change: Arc::new(move |change| {
+                let lists = Arc::clone(&lists);
+                Box::pin(async move { change_shield(&lists, change).await })
             }),
         }
     }
@@ -439,5 +443,17 @@ impl Daemon {
         let (listen, sockets) = (listen.clone(), vec![socket.listener]);
         let opened = Opened { name: door, purpose: Purpose::Door, listen, sockets };
         self.spawn_door(opened, speaks, shutdown);
+    }
+}
+
+/// Whether anything was there to change. What the store did not take is in force all the same, and the book tries again.
+async fn change_shield(lists: &ListBook, change: ShieldChange) -> Result<bool, Full> {
+    match change {
+        ShieldChange::Add(entry) => lists.add(&[entry]).await.map(|_kept| true),
+        ShieldChange::Remove(list, whom) => Ok(lists.remove(list, &whom).await.is_some()),
+        ShieldChange::Reset { client, login } => {
+            let subject = Subject { client, login: login.as_deref(), ..Subject::default() };
+            Ok(lists.reset(&subject, clock::now()))
+        }
     }
 }

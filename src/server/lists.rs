@@ -238,7 +238,9 @@ impl ListBook {
         let there = news.iter().filter(|change| !change.removed);
         let added: Vec<Entry> = there.map(|change| change.entry.clone()).collect();
         if !added.is_empty() && self.throttle.add_entries(&added).is_err() {
-            tracing::warn!("other nodes have more entries in their lists than there is room for here");
+            tracing::warn!(
+                "other nodes have more entries in their lists than there is room for here"
+            );
             news.retain(|change| change.removed);
         }
         let mut names = Vec::with_capacity(news.len());
@@ -511,7 +513,8 @@ mod tests {
     async fn a_full_list_takes_nothing_more_from_others_and_says_so_to_us() {
         let site = Site::new().await;
         let name = |number: usize| Whom::Login(format!("{number}@planetexpress.com"));
-        let many = (0..MAX_ENTRIES).map(|number| Entry { whom: name(number), ..deny("192.0.2.9", 60) });
+        let many =
+            (0..MAX_ENTRIES).map(|number| Entry { whom: name(number), ..deny("192.0.2.9", 60) });
         let many: Vec<Entry> = many.collect();
         assert!(matches!(site.book.add(&many).await, Ok(Kept::Saved)));
 

@@ -353,7 +353,8 @@ fn one_message_too_many_is_put_off(home: Home) {
     let postfix = Postfix::of_contrib_and(place, steps);
     let log = || format!("{}{}", postfix.log(), gatepost.log());
     let from = "<fry@planetexpress.com>";
-    let mut smtp = Smtp::login(postfix.open_submission, "fry@planetexpress.com", &password_of("fry"));
+    let mut smtp =
+        Smtp::login(postfix.open_submission, "fry@planetexpress.com", &password_of("fry"));
     for message in 1..=3 {
         let first = smtp.ask(from, "joe@elsewhere.example");
         assert!(first.starts_with("250"), "{message}: {first} {}", log());
@@ -410,7 +411,8 @@ fn a_limit_of_messages_holds_over_all_nodes_and_over_a_restart() {
         let mut configuration = node(&slapd, &redis);
         with_send_limit(&mut configuration);
         let path = configuration.path("policy");
-        configuration.set("listen.policy", &format!("protocol = \"postfix-policy\"\npath = {path:?}"));
+        configuration
+            .set("listen.policy", &format!("protocol = \"postfix-policy\"\npath = {path:?}"));
         configuration.start()
     });
     wait_until("both are up", PATIENCE, || nodes.iter().all(is_up));

@@ -45,47 +45,30 @@ pub struct Shield {
     pub throttle: Arc<Throttle>,
     /// A login in its one form; `None`: what was typed is none.
     pub normalise: Normalise,
-    /// Changes a list. Where it is kept beyond a restart is not this door's affair.
-    pub change_list: ChangeList,
+    /// Changes what it holds. Where that is kept beyond a restart, and who else hears of it, is not this door's affair.
+    pub change: Changing,
 }
 
 /// From a login as typed to its one form.
 pub type Normalise = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
-/// Changes a list; whether anything was there to change.
-pub type ChangeList = Arc<dyn Fn(ListChange) -> Boxed<Result<bool, ListError>> + Send + Sync>;
+/// Changes what the shield holds; whether anything was there to change.
+pub type Changing = Arc<dyn Fn(ShieldChange) -> Boxed<Result<bool, Full>> + Send + Sync>;
 
-/// A change of the lists at run time.
+/// A change of what the shield holds, at run time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListChange {
-    /// An entry, in the place of an earlier one about the same.
+pub enum ShieldChange {
+    /// An entry of a list, in the place of an earlier one about the same.
     Add(Entry),
     /// Takes the entry about exactly this out.
     Remove(List, Whom),
-}
-
-/// Why a list was not changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ListError {
-    /// It is full.
-    #[error(transparent)]
-    Full(#[from] Full),
-}
-
-impl ListChange {
-    /// Makes the change in the shield.
-    ///
-    /// # Errors
-    /// The list is full.
-    pub fn apply(&self, throttle: &Throttle) -> Result<bool, ListError> {
-        match self {
-            Self::Add(entry) => {
-                throttle.add_entries(std::slice::from_ref(entry))?;
-                Ok(true)
-            }
-            Self::Remove(list, whom) => Ok(throttle.remove_entry(*list, whom)),
-        }
-    }
+    /// Forgets what was counted of an address, of a login, or of both together.
+    Reset {
+        /// The address.
+        client: Option<IpAddr>,
+        /// The login, in its one form.
+        login: Option<String>,
+    },
 }
 
 /// What was asked at one door, since it was opened.
@@ -193,8 +176,8 @@ impl From<PolicyError> for Refusal {
     }
 }
 
-impl From<ListError> for Refusal {
-    fn from(error: ListError) -> Self {
+impl From<Full> for Refusal {
+    fn from(error: Full) -> Self {
         Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
 }
@@ -248,7 +231,7 @@ impl HttpDoor {
                 self.report(&parse_tuple(&body)?, now);
                 done(OK)
             }
-            Command::Reset => self.reset(self.key(parse_key(&body)?)?, now).await?,
+            Command::Reset => self.reset(self.key(parse_key(&body)?)?).await?,
             Command::AddBl => self.add(List::Deny, parse_entry(&body)?).await?,
             Command::AddWl => self.add(List::Allow, parse_entry(&body)?).await?,
             Command::DelBl => self.remove(List::Deny, parse_key(&body)?).await?,
@@ -326,9 +309,11 @@ impl HttpDoor {
     }
 
     /// What was counted of somebody, and an entry that refuses them.
-    async fn reset(&self, key: Key, now: Instant) -> Result<Answer, Refusal> {
-        self.shield().throttle.reset(&subject_of(&key), now);
-        (self.shield().change_list)(ListChange::Remove(List::Deny, whom(key)?)).await?;
+    async fn reset(&self, key: Key) -> Result<Answer, Refusal> {
+        let Subject { client, login, .. } = subject_of(&key);
+        let reset = ShieldChange::Reset { client, login: login.map(str::to_owned) };
+        (self.shield().change)(reset).await?;
+        (self.shield().change)(ShieldChange::Remove(List::Deny, whom(key)?)).await?;
         Ok(done(OK))
     }
 
@@ -337,13 +322,13 @@ impl HttpDoor {
         let whom = whom(self.key(key)?)?;
         let until = clock::wall().checked_add(Duration::from_secs(expire_secs.min(LONGEST)));
         let until = until.ok_or(PolicyError::NotANumber("expire_secs"))?;
-        (self.shield().change_list)(ListChange::Add(Entry { list, whom, until, reason })).await?;
+        (self.shield().change)(ShieldChange::Add(Entry { list, whom, until, reason })).await?;
         Ok(done(OK))
     }
 
     async fn remove(&self, list: List, key: Key) -> Result<Answer, Refusal> {
         let whom = whom(self.key(key)?)?;
-        (self.shield().change_list)(ListChange::Remove(list, whom)).await?;
+        (self.shield().change)(ShieldChange::Remove(list, whom)).await?;
         Ok(done(OK))
     }
 

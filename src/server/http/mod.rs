@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 pub use super::userdb::Residence;
-pub use auth_policy::{ChangeList, ListChange, ListError, Normalise, Shield};
+pub use auth_policy::{Changing, Normalise, Shield, ShieldChange};
 pub use health::Health;
 pub use lookup::Lookups;
 

@@ -247,12 +247,18 @@ mod tests {
                 r#"[{"k":"unproven","a":37,"c":"192.0.2.9","l":"fry@planetexpress.com","s":"imap","g":1}]"#,
             ),
             (News::Attempt(bare), r#"[{"k":"neutral","a":37}]"#),
-            (News::Listed("deny ip 192.0.2.9".into()), r#"[{"k":"listed","a":37,"l":"deny ip 192.0.2.9"}]"#),
+            (
+                News::Listed("deny ip 192.0.2.9".into()),
+                r#"[{"k":"listed","a":37,"l":"deny ip 192.0.2.9"}]"#,
+            ),
             (
                 News::Reset { client: "2001:db8::1".parse().ok(), login: None },
                 r#"[{"k":"reset","a":37,"c":"2001:db8::1"}]"#,
             ),
-            (News::Sent("amy@planetexpress.com".into()), r#"[{"k":"sent","a":37,"l":"amy@planetexpress.com"}]"#),
+            (
+                News::Sent("amy@planetexpress.com".into()),
+                r#"[{"k":"sent","a":37,"l":"amy@planetexpress.com"}]"#,
+            ),
         ] {
             assert_eq!(written(news.clone()), text);
             assert_eq!(decode(text.as_bytes()), Ok(vec![(news, Duration::from_millis(37))]));
@@ -286,7 +292,9 @@ mod tests {
     fn nonsense_and_what_is_too_long_is_unreadable() {
         let many = format!("[{}]", vec![r#"{"k":"neutral"}"#; MAX_EVENTS + 1].join(","));
         let long = format!(r#"[{{"k":"sent","l":"{}"}}]"#, "x".repeat(MAX_BATCH_BYTES));
-        for text in ["", "{}", "[1]", "[{}]", r#"[{"k":"failed","g":99999}]"#, "\u{0}", &many, &long] {
+        for text in
+            ["", "{}", "[1]", "[{}]", r#"[{"k":"failed","g":99999}]"#, "\u{0}", &many, &long]
+        {
             assert_eq!(decode(text.as_bytes()), Err(Unreadable), "{text:.40}");
         }
         let long_name = format!(r#"[{{"k":"sent","l":"{}"}}]"#, "x".repeat(MAX_TEXT_BYTES + 1));
@@ -339,16 +347,25 @@ mod tests {
 
     #[test]
     fn what_is_no_entry_of_a_list_is_left_out() {
-        for field in ["", "deny", "deny ip", "deny ip x", "grey ip 192.0.2.9", "deny ip 192.0.2.009",
-            "deny netmask 192.0.2.9/24", "deny ip ::ffff:192.0.2.9", "deny  ip 192.0.2.9"]
-        {
+        for field in [
+            "",
+            "deny",
+            "deny ip",
+            "deny ip x",
+            "grey ip 192.0.2.9",
+            "deny ip 192.0.2.009",
+            "deny netmask 192.0.2.9/24",
+            "deny ip ::ffff:192.0.2.9",
+            "deny  ip 192.0.2.9",
+        ] {
             assert_eq!(name(field.as_bytes()), None, "{field}");
         }
         assert_eq!(name(b"deny login \xff"), None);
         assert_eq!(name(format!("deny login {}", "x".repeat(2000)).as_bytes()), None);
         let name = change(false).name();
         let far = r#"{"until":1,"at":1060001}"#;
-        let long = format!(r#"{{"until":1,"at":1,"reason":"{}"}}"#, "x".repeat(MAX_REASON_BYTES + 1));
+        let long =
+            format!(r#"{{"until":1,"at":1,"reason":"{}"}}"#, "x".repeat(MAX_REASON_BYTES + 1));
         for value in ["", "[]", "{}", r#"{"until":-9,"at":1}"#, far, &long] {
             let read = decode_change(name.clone(), value.as_bytes(), 0, 1_000_000);
             assert_eq!(read, Err(Unreadable), "{value}");

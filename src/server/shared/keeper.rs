@@ -52,8 +52,12 @@ struct Batch {
 /// Keeps to it until `ending`.
 pub(super) async fn run(exchange: Arc<Exchange>, ending: CancellationToken) {
     let guess_key = exchange.guess_key;
-    let mut keeper =
-        Keeper { exchange: Arc::clone(&exchange), under_way: Vec::new(), last_number: 0, guess_key };
+    let mut keeper = Keeper {
+        exchange: Arc::clone(&exchange),
+        under_way: Vec::new(),
+        last_number: 0,
+        guess_key,
+    };
     let mut pauses = Pauses::new();
     loop {
         let session = async {
@@ -81,7 +85,11 @@ impl Keeper {
     }
 
     /// Turn by turn, until the daemon ends.
-    async fn keep(&mut self, link: &mut Link<'_>, ending: &CancellationToken) -> Result<(), Trouble> {
+    async fn keep(
+        &mut self,
+        link: &mut Link<'_>,
+        ending: &CancellationToken,
+    ) -> Result<(), Trouble> {
         let mut every = tokio::time::interval(TURN_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut compared = clock::now();
@@ -307,7 +315,9 @@ mod tests {
         let mut key = [7; 32];
         key[31] = 0xfe;
         assert_eq!(key_of(hexadecimal(&key).as_bytes()), Some(key));
-        for bad in ["", "00", &"+f".repeat(32), &"g0".repeat(32), &"0".repeat(65), &"\u{e4}".repeat(32)] {
+        for bad in
+            ["", "00", &"+f".repeat(32), &"g0".repeat(32), &"0".repeat(65), &"\u{e4}".repeat(32)]
+        {
             assert_eq!(key_of(bad.as_bytes()), None, "{bad}");
         }
     }

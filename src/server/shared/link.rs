@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo as _, Pipeline, ProtocolVersion,
-    RedisError, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo as _, Pipeline,
+    ProtocolVersion, RedisError, Value,
 };
 
 use crate::clock;
@@ -121,7 +121,11 @@ impl<'s> Link<'s> {
     }
 
     /// The same for a question that the server may leave open for so long.
-    pub(super) async fn ask_for(&mut self, command: &Cmd, open: Duration) -> Result<Value, Trouble> {
+    pub(super) async fn ask_for(
+        &mut self,
+        command: &Cmd,
+        open: Duration,
+    ) -> Result<Value, Trouble> {
         let limit = self.server.timeout.saturating_add(open);
         let answer = tokio::time::timeout(limit, command.query_async(&mut self.connection)).await;
         answer.map_err(|_| Trouble::Late(limit))?.map_err(|error| self.server.trouble(&error))
@@ -200,7 +204,8 @@ mod tests {
     #[test]
     fn no_error_shows_the_password() {
         let server = server("redis://gatepost:hunter%2F2@127.0.0.1:7/3").unwrap();
-        for text in ["hunter/2 is no password", "redis://gatepost:hunter%2F2@127.0.0.1:7/3 is bad"] {
+        for text in ["hunter/2 is no password", "redis://gatepost:hunter%2F2@127.0.0.1:7/3 is bad"]
+        {
             let error = RedisError::from((ErrorKind::Io, "cannot", text.to_owned()));
             let shown = server.trouble(&error).to_string();
             assert!(!shown.contains("hunter"), "{shown}");

@@ -331,6 +331,9 @@ mod tests {
         assert_eq!(position.ids, Some(begun));
         // Another server, whose clock is behind.
         position.begin(&reach, 985_000);
-        assert_eq!(position.ids, Some([Id(985_000, 0), Id(980_000, 0), Id(985_000, 0), Id(985_000, 0)]));
+        assert_eq!(
+            position.ids,
+            Some([Id(985_000, 0), Id(980_000, 0), Id(985_000, 0), Id(985_000, 0)])
+        );
     }
 }

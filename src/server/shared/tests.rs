@@ -104,10 +104,13 @@ impl Node {
             ..Rule::default()
         };
         config.throttle.rule = [("test".to_owned(), rule)].into();
-        config.template.insert("limited".into(), crate::config::template::Template {
-            send_limit: RateLimit("3/h".parse().ok()),
-            ..Default::default()
-        });
+        config.template.insert(
+            "limited".into(),
+            crate::config::template::Template {
+                send_limit: RateLimit("3/h".parse().ok()),
+                ..Default::default()
+            },
+        );
         let metrics = Metrics::new();
         let mut guess_key = [0; 32];
         getrandom::fill(&mut guess_key).unwrap();
@@ -248,7 +251,8 @@ async fn a_node_that_begins_has_the_counts_of_before() {
     b.accept();
     until("the good login reached both", || a.counted() == 0).await;
     b.guess("four");
-    let send = |message: &[u8]| a.sending.send(LOGIN, message, "3/h".parse().unwrap(), clock::now());
+    let send =
+        |message: &[u8]| a.sending.send(LOGIN, message, "3/h".parse().unwrap(), clock::now());
     assert_eq!([send(b"1"), send(b"2")], [Sending::Counted; 2]);
     a.stop().await;
     b.stop().await;
@@ -356,7 +360,8 @@ async fn what_others_write_there_does_no_harm() {
     a.add("192.0.2.3").await;
     a.add("192.0.2.2").await;
 
-    until("both go on", || b.counted() == 1 && b.denies("192.0.2.3") && b.denies("192.0.2.2")).await;
+    until("both go on", || b.counted() == 1 && b.denies("192.0.2.3") && b.denies("192.0.2.2"))
+        .await;
     assert!(!b.denies("192.0.2.1") && a.is_up() && b.is_up());
     let text = b.metrics.encode();
     assert!(text.contains("gatepost_shared_received_total{result=\"unreadable\"} 8"), "{text}");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::throttle::{Action, Count, Per, Rule, Throttle as Settings};
 use crate::identity::{Case, Domain, Login, LoginRules};
-use crate::throttle::Outcome;
+use crate::throttle::{Full, Outcome, Subject};
 
 const CLIENT: &str = "192.0.2.9";
 
@@ -25,7 +25,21 @@ pub(super) fn shield(throttle: &Arc<Throttle>) -> Shield {
         normalise: Arc::new(move |typed| {
             Some(Login::parse(typed.as_bytes(), &rules).ok()?.address.to_string())
         }),
-        change_list: Arc::new(move |change| Box::pin(std::future::ready(change.apply(&changed)))),
+        change: Arc::new(move |change| Box::pin(std::future::ready(apply(&changed, &change)))),
+    }
+}
+
+fn apply(throttle: &Throttle, change: &ShieldChange) -> Result<bool, Full> {
+    match change {
+        ShieldChange::Add(entry) => {
+            throttle.add_entries(std::slice::from_ref(entry)).map(|()| true)
+        }
+        ShieldChange::Remove(list, whom) => Ok(throttle.remove_entry(*list, whom)),
+        ShieldChange::Reset { client, login } => {
+            let subject =
+                Subject { client: *client, login: login.as_deref(), ..Subject::default() };
+            Ok(throttle.reset(&subject, clock::now()))
+        }
     }
 }
 
