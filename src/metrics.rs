@@ -708,6 +708,11 @@ mod tests {
         &REFRESHES,
         &OLD_PASSWORDS,
         &PROTOCOL_ERRORS,
+        &THROTTLED,
+        &THROTTLE_BYTES,
+        &THROTTLE_EVICTED,
+        &THROTTLE_KEYS,
+        &THROTTLE_WAITING,
     ];
 
     /// One of each kind of event.
@@ -728,6 +733,8 @@ mod tests {
         metrics.protocol_error("dovecot");
         metrics.journal_dropped(7);
         metrics.lookup(&"maps".into(), "mailbox", "found");
+        metrics.throttled("guessing-per-ip", "delay");
+        metrics.throttle(1024, 2, [("guessing-per-ip", 3, 4)].into_iter());
         let open = metrics.connection_opened("dovecot");
         (metrics, open)
     }
@@ -756,6 +763,11 @@ mod tests {
             "gatepost_config_last_reload_successful 1",
             "gatepost_protocol_errors_total{door=\"dovecot\"} 1",
             "gatepost_journal_dropped_total 7",
+            "gatepost_throttle_total{rule=\"guessing-per-ip\",action=\"delay\"} 1",
+            "gatepost_throttle_bytes 1024",
+            "gatepost_throttle_waiting 2",
+            "gatepost_throttle_keys{rule=\"guessing-per-ip\"} 3",
+            "gatepost_throttle_evicted{rule=\"guessing-per-ip\"} 4",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line}\nnot in\n{text}");
         }

@@ -20,6 +20,7 @@ mod patience;
 mod postfix;
 mod proxied;
 mod saslauthd;
+mod shield;
 pub mod shown;
 mod systemd;
 mod tls;

@@ -34,6 +34,7 @@ mod http_doors;
 mod local_accounts;
 mod outage_table;
 mod outages;
+mod policy;
 mod proxy;
 mod service;
 mod shield;
