@@ -813,7 +813,7 @@ mod tests {
         metrics.journal_dropped(7);
         metrics.lookup(&"maps".into(), "mailbox", "found");
         metrics.throttled("guessing-per-ip", "delay");
-        metrics.throttle(1024, 1, [("guessing-per-ip", 3, 0)].into_iter());
+        metrics.throttle(1024, 2, [("guessing-per-ip", 3, 4)].into_iter());
         metrics.sending("crew", "counted");
         metrics.shared_received("counted", 3);
         metrics.shared_dropped();
@@ -846,6 +846,11 @@ mod tests {
             "gatepost_config_last_reload_successful 1",
             "gatepost_protocol_errors_total{door=\"dovecot\"} 1",
             "gatepost_journal_dropped_total 7",
+            "gatepost_throttle_total{rule=\"guessing-per-ip\",action=\"delay\"} 1",
+            "gatepost_throttle_bytes 1024",
+            "gatepost_throttle_waiting 2",
+            "gatepost_throttle_keys{rule=\"guessing-per-ip\"} 3",
+            "gatepost_throttle_evicted{rule=\"guessing-per-ip\"} 4",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line}\nnot in\n{text}");
         }

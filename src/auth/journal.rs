@@ -117,10 +117,7 @@ impl Journal {
             pending = self.shared.pending();
         }
         let Pending { bytes, stamp, .. } = &mut *pending;
-        match self.shared.format {
-            LogFormat::Text => text(record, stamp.at(now), bytes),
-            LogFormat::Json => json(record, stamp.at(now), bytes),
-        }
+        line(self.shared.format, record, stamp.at(now), bytes);
         pending.records += 1;
         let was_urgent = pending.urgent;
         // Half full: at this rate the buffer would be full before the next writing.
@@ -271,6 +268,19 @@ impl Stamp {
 const MAX_NAME: usize = 320;
 const MAX_WORD: usize = 64;
 const MAX_DETAIL: usize = 1024;
+
+fn line(format: LogFormat, record: &Record<'_>, stamp: &[u8], line: &mut Vec<u8>) {
+    match format {
+        LogFormat::Text => text(record, stamp, line),
+        LogFormat::Json => json(record, stamp, line),
+    }
+}
+
+/// A line as the journal writes it, at a time since 1970.
+#[cfg(test)]
+pub(super) fn write(format: LogFormat, record: &Record<'_>, at: Duration, bytes: &mut Vec<u8>) {
+    line(format, record, Stamp::default().at(SystemTime::UNIX_EPOCH + at), bytes);
+}
 
 fn text(record: &Record<'_>, stamp: &[u8], line: &mut Vec<u8>) {
     line.extend_from_slice(stamp);
@@ -522,7 +532,7 @@ fn milliseconds(took: Duration, line: &mut Vec<u8>) {
 }
 
 /// RFC 3339, UTC, milliseconds: `2026-11-22T21:50:00.123Z`, for a time since 1970. A clock before that shows 1970.
-fn timestamp(since: Duration, line: &mut Vec<u8>) {
+pub(super) fn timestamp(since: Duration, line: &mut Vec<u8>) {
     let seconds = since.as_secs();
     let (year, month, day) = civil_from_days(seconds / 86_400);
     for (value, width, end) in [

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Attempt, Service, Setup};
+use super::Service;
 use crate::config::Config;
-use crate::identity::{Address, Domain, Login, NameError};
+use crate::identity::{Address, Domain, Login, LoginRules, NameError};
 
 /// Separates `user` and `master` in a name that says both, as Dovecot's `auth_master_user_separator`.
 const SEPARATOR: u8 = b'*';
@@ -100,30 +100,35 @@ impl Master {
 ///
 /// # Errors
 /// One of the names is no login.
-pub(super) fn who(setup: &Setup, attempt: &Attempt) -> Result<Who, NameError> {
-    let parse = |name: &[u8]| Login::parse(name, &setup.names);
-    if !attempt.authzid.is_empty() {
-        let (target, master) = (parse(&attempt.authzid)?, parse(&attempt.login)?);
+pub(super) fn who(
+    names: &LoginRules,
+    masters: &Masters,
+    login: &[u8],
+    authzid: &[u8],
+) -> Result<Who, NameError> {
+    let parse = |name: &[u8]| Login::parse(name, names);
+    if !authzid.is_empty() {
+        let (target, master) = (parse(authzid)?, parse(login)?);
         // RFC 4616 section 2: the same identity in both places is no wish to be another.
         return Ok(match target.address == master.address {
             true => Who::Own(master),
             false => Who::Other { master, target },
         });
     }
-    if let Some((target, master)) = both(setup, &attempt.login) {
+    if let Some((target, master)) = both(names, masters, login) {
         return Ok(Who::Other { target, master });
     }
-    parse(&attempt.login).map(Who::Own)
+    parse(login).map(Who::Own)
 }
 
 /// `user*master`, if the second is a master's name; else a star is a letter like others.
-fn both(setup: &Setup, name: &[u8]) -> Option<(Login, Login)> {
-    if setup.masters.0.is_empty() {
+fn both(names: &LoginRules, masters: &Masters, name: &[u8]) -> Option<(Login, Login)> {
+    if masters.0.is_empty() {
         return None;
     }
     let at = memchr::memrchr(SEPARATOR, name)?;
     let (target, master) = (name.get(..at)?, name.get(at + 1..)?);
-    let master = Login::parse(master, &setup.names).ok()?;
-    let is_known = setup.masters.0.iter().any(|known| known.user == master.address);
-    Some((Login::parse(target, &setup.names).ok().filter(|_| is_known)?, master))
+    let master = Login::parse(master, names).ok()?;
+    let is_known = masters.0.iter().any(|known| known.user == master.address);
+    Some((Login::parse(target, names).ok().filter(|_| is_known)?, master))
 }

@@ -10,16 +10,19 @@ mod asking;
 mod attempt;
 mod budget;
 mod changes;
+mod charge;
 mod complaints;
 mod flights;
 mod gate;
 pub mod journal;
 mod leave;
+mod lists;
 mod masters;
 mod memory;
 mod old_passwords;
 pub mod password;
 mod refresh;
+mod replay;
 mod unproven;
 
 use std::borrow::Cow;
@@ -35,7 +38,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::config::directory::Fallback;
 use crate::directory::Directories;
-use crate::identity::{Address, Login, LoginRules, MAX_NAME_BYTES};
+use crate::identity::{Address, Login, LoginRules, MAX_NAME_BYTES, NameError};
 use crate::metrics::{LoginOutcome, Metrics};
 use crate::person::Person;
 use crate::provision::Rules;
@@ -50,6 +53,7 @@ pub use attempt::{
 };
 pub use memory::{ProofShown, Remembered};
 pub use old_passwords::{OldPasswordClient, OldPasswordLogin};
+pub use replay::{MAX_LINE, Replay, Replayed, Row};
 
 use admission::Admission;
 use asking::Asking;
@@ -166,6 +170,11 @@ impl Setup {
         !person.one_time && self.remember.get(&*person.profile).copied().unwrap_or(true)
     }
 
+    /// Who an attempt is about.
+    fn who(&self, attempt: &Attempt) -> Result<Who, NameError> {
+        masters::who(&self.names, &self.masters, &attempt.login, &attempt.authzid)
+    }
+
     fn falls_back(&self, profile: &str) -> bool {
         self.fall_back.contains(profile)
     }
@@ -266,7 +275,7 @@ impl Authenticator {
         match self.memory.recall(name, &attempt.password, setup.terms, newest, now) {
             Recall::Proven { record, mailbox, refresh } => {
                 record.note_net(net);
-                if refresh && let Ok(Who::Own(login)) = masters::who(setup, attempt) {
+                if refresh && let Ok(Who::Own(login)) = setup.who(attempt) {
                     self.refresh(Asking::new(setup, attempt, &login, service), record);
                 }
                 Some(admit(mailbox, service, Source::Memory, None))
@@ -302,7 +311,7 @@ impl Authenticator {
         let subject = subject(&attempt, name.as_deref());
         let judgement = self.throttle.check(&subject, clock::now());
         let decision = async {
-            if let Some(verdict) = self.hold_back(&judgement).await {
+            if let Some(verdict) = self.hold_back(&judgement, setup.deadline).await {
                 return verdict;
             }
             match known {
@@ -323,11 +332,13 @@ impl Authenticator {
     }
 
     /// Does with an attempt what the guessing shield says: a verdict, or nothing after the time that it must wait.
-    async fn hold_back(&self, judgement: &Judgement) -> Option<Verdict> {
+    async fn hold_back(&self, judgement: &Judgement, deadline: Duration) -> Option<Verdict> {
         match judgement.action {
             Course::Go => None,
             Course::Delay(span) => match self.throttle.delay(judgement) {
                 Some(_place) => {
+                    // A built-in delay may be longer than a short deadline: it must leave time for an answer.
+                    let span = if span < deadline { span } else { deadline / 2 };
                     tokio::time::sleep(span).await;
                     None
                 }
@@ -642,7 +653,7 @@ impl Authenticator {
         self.journal.record(&record, clock::wall());
     }
 
-    /// Counts a verdict (login.md table B); the password's short hash, if it counted.
+    /// Counts a verdict; the password's short hash, if it counted.
     fn learn(
         &self,
         attempt: &Attempt,
@@ -651,21 +662,7 @@ impl Authenticator {
         now: Instant,
     ) -> Option<u16> {
         let guess = || Some(self.throttle.guess(subject.login?, &attempt.password));
-        let outcome = match verdict {
-            Verdict::Accept(_) => Outcome::Accepted,
-            // Whoever was not let try anything learned nothing, and taught us nothing.
-            Verdict::Reject(Refused { reason: Reason::Throttled, .. }) => return None,
-            Verdict::Reject(refused) => match charge(refused) {
-                Charge::Everybody => Outcome::Failed(guess()),
-                Charge::Source => Outcome::FailedAtSource,
-                Charge::Nobody => Outcome::Neutral,
-            },
-            Verdict::Unavailable(Later { reason, .. }) => match reason {
-                Reason::BudgetSpent => Outcome::Unproven(guess()),
-                // An outage counts nothing.
-                _ => Outcome::Neutral,
-            },
-        };
+        let outcome = charge::outcome(verdict.into(), guess)?;
         self.throttle.learn(subject, outcome, now);
         match outcome {
             Outcome::Failed(guess) | Outcome::Unproven(guess) => guess,
@@ -677,39 +674,6 @@ impl Authenticator {
     #[must_use]
     pub fn throttle(&self) -> &Arc<Throttle> {
         &self.throttle
-    }
-}
-
-/// Whom a refusal counts against (login.md table B).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Charge {
-    /// The source and the login.
-    Everybody,
-    /// Address and net alone: it says nothing about the login's password.
-    Source,
-    /// Nobody: the password was right, or it is not the client's doing.
-    Nobody,
-}
-
-fn charge(refused: &Refused) -> Charge {
-    // A client that was not told of a new password guesses nothing.
-    if refused.proven || refused.detail.as_deref() == Some(OLD_PASSWORD) {
-        return Charge::Nobody;
-    }
-    match refused.reason {
-        Reason::BadPasswordForm | Reason::NoPassword | Reason::Unknown | Reason::WrongPassword => {
-            Charge::Everybody
-        }
-        Reason::Ambiguous
-        | Reason::Authz
-        | Reason::BadName
-        | Reason::DeliveryOnly
-        | Reason::Disabled
-        | Reason::Inactive
-        | Reason::Locked
-        | Reason::MailboxDisabled
-        | Reason::NotNow => Charge::Source,
-        _ => Charge::Nobody,
     }
 }
 
@@ -743,7 +707,7 @@ impl Refused {
 /// What can be said without anybody's word: who and for what, or why not.
 fn known_at_once(setup: &Setup, attempt: &Attempt) -> Result<(Who, Service), Reason> {
     let service = attempt.service.ok_or(Reason::UnknownService)?;
-    let who = masters::who(setup, attempt).map_err(|_| Reason::BadName)?;
+    let who = setup.who(attempt).map_err(|_| Reason::BadName)?;
     if attempt.password.is_well_formed() {
         Ok((who, service))
     } else {

@@ -1,9 +1,11 @@
 //! `gatepost explain`: route, filter, entry, mapping, template, limits, mailbox, memory: why a login would work or not.
 
+use std::net::IpAddr;
+
 use clap::Args;
 
 use super::diagnosis::Diagnosis;
-use super::{Context, Exit, Stopped, remote};
+use super::{Context, Exit, Stopped, policy, remote};
 use crate::auth::password::{self, Checked};
 use crate::auth::{Reason, Service, objection, refusal_reason};
 use crate::clock;
@@ -21,6 +23,9 @@ pub(super) struct Arguments {
     /// The protocol they would use
     #[arg(long, default_value = "imap")]
     protocol: String,
+    /// Where they would come from: what the guessing shield has on this address and its net is told too
+    #[arg(long, value_name = "ADDRESS")]
+    client: Option<IpAddr>,
 }
 
 /// What a diagnosis works with.
@@ -190,6 +195,32 @@ impl<'a> Case<'a> {
     }
 }
 
+impl Case<'_> {
+    /// What the guessing shield of the running daemon would do; whether it would deny.
+    pub(super) async fn shield(
+        &self,
+        (user, client): (&str, Option<IpAddr>),
+        protocol: &str,
+        diagnosis: &mut Diagnosis,
+    ) -> bool {
+        let view = policy::view(self.context, &self.control, (user, client), protocol).await;
+        if view.goes_on {
+            diagnosis.note("shield", view.words);
+        } else {
+            diagnosis.bad("shield", view.words);
+        }
+        view.is_denied
+    }
+}
+
+/// A login that would work, but is not let try, is refused.
+pub(super) fn unless_denied(exit: Exit, is_denied: bool, diagnosis: &mut Diagnosis) -> Exit {
+    match exit {
+        Exit::Done if is_denied => diagnosis.refuse(Reason::Throttled.as_str()),
+        exit => exit,
+    }
+}
+
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit, Stopped> {
     let mut diagnosis = Diagnosis::default();
     let exit = explain(context, arguments, &mut diagnosis).await?;
@@ -208,6 +239,14 @@ async fn explain(
     };
     let remembered = remote::remembered(context, &case.control, &arguments.user).await;
     diagnosis.note("memory", remembered);
+    let from = (arguments.user.as_str(), arguments.client);
+    let is_denied = case.shield(from, &arguments.protocol, diagnosis).await;
+    let exit = person(&case, diagnosis).await?;
+    Ok(unless_denied(exit, is_denied, diagnosis))
+}
+
+/// Who it is, whether they may, and what would become of their mailbox.
+async fn person(case: &Case<'_>, diagnosis: &mut Diagnosis) -> Result<Exit, Stopped> {
     let route = case.route(diagnosis).await?;
     if let Some(mailbox) = route.local() {
         return case.judge_here(mailbox, None, diagnosis).await;
@@ -217,7 +256,7 @@ async fn explain(
     }
     let linked = route.linked();
     for profile in &route.profiles {
-        match entry(&case, profile, linked, diagnosis).await {
+        match entry(case, profile, linked, diagnosis).await {
             Entry::Found(person) => {
                 if let Some(exit) = standing(&person, diagnosis) {
                     return Ok(exit);

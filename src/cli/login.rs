@@ -1,9 +1,11 @@
 //! `gatepost login test`: a login as a door would try it, but nothing is written and nothing remembered.
 
+use std::net::IpAddr;
+
 use clap::Subcommand;
 
 use super::diagnosis::Diagnosis;
-use super::explain::Case;
+use super::explain::{Case, unless_denied};
 use super::{Context, Exit, Stopped};
 use crate::auth::Reason;
 use crate::clock;
@@ -22,11 +24,14 @@ pub(super) enum Command {
         /// Read the password from standard input even if that is a terminal
         #[arg(long)]
         password_stdin: bool,
+        /// Where they would come from: what the guessing shield has on this address and its net is told too
+        #[arg(long, value_name = "ADDRESS")]
+        client: Option<IpAddr>,
     },
 }
 
 pub(super) async fn run(context: &Context, command: &Command) -> Result<Exit, Stopped> {
-    let Command::Test { user, protocol, password_stdin } = command;
+    let Command::Test { user, protocol, password_stdin, client } = command;
     let password = if *password_stdin {
         super::output::read_line()
     } else {
@@ -36,22 +41,23 @@ pub(super) async fn run(context: &Context, command: &Command) -> Result<Exit, St
         Stopped::new(Exit::Failure, format!("cannot read the password: {error}"))
     })?);
     let mut diagnosis = Diagnosis::default();
-    let exit = test(context, user, protocol, &password, &mut diagnosis).await?;
+    let exit = match Case::open(context, user, protocol, &mut diagnosis).await? {
+        Ok(case) => {
+            let is_denied = case.shield((user, *client), protocol, &mut diagnosis).await;
+            let exit = test(&case, &password, &mut diagnosis).await?;
+            unless_denied(exit, is_denied, &mut diagnosis)
+        }
+        Err(exit) => exit,
+    };
     context.output.print(&diagnosis, Diagnosis::text);
     Ok(exit)
 }
 
 async fn test(
-    context: &Context,
-    user: &str,
-    protocol: &str,
+    case: &Case<'_>,
     password: &Password,
     diagnosis: &mut Diagnosis,
 ) -> Result<Exit, Stopped> {
-    let case = match Case::open(context, user, protocol, diagnosis).await? {
-        Ok(case) => case,
-        Err(exit) => return Ok(exit),
-    };
     if !password.is_well_formed() {
         diagnosis.bad("password", Reason::BadPasswordForm.explanation());
         return Ok(diagnosis.refuse(Reason::BadPasswordForm.as_str()));
@@ -72,7 +78,7 @@ async fn test(
             linked: route.linked(),
             share: Share::Known,
             leave: None,
-            deadline: clock::now() + context.timeout,
+            deadline: clock::now() + case.context.timeout,
         };
         match profile.ask(question).await {
             Answer::Accepted { person, .. } => {

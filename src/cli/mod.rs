@@ -6,6 +6,7 @@ mod explain;
 mod login;
 mod mailbox;
 mod output;
+mod policy;
 mod profile;
 mod remote;
 
@@ -63,6 +64,9 @@ enum Command {
     /// What the running daemon remembers of logins
     #[command(subcommand)]
     Memory(remote::MemoryCommand),
+    /// The guessing shield
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Whether the running daemon is ready, for containers: exit 0 ready, 1 not
     Health,
 }
@@ -157,6 +161,7 @@ impl Context {
             Command::Explain(arguments) => explain::run(self, &arguments).await,
             Command::Mailbox(command) => mailbox::run(self, &command).await,
             Command::Memory(command) => remote::memory(self, &command).await,
+            Command::Policy(command) => policy::run(self, &command).await,
         }
     }
 

@@ -118,13 +118,17 @@ pub(super) async fn mailbox(
     }
 }
 
-async fn ask(context: &Context, control: &Path, request: &Request) -> Result<Reply, Stopped> {
+pub(super) async fn ask(
+    context: &Context,
+    control: &Path,
+    request: &Request,
+) -> Result<Reply, Stopped> {
     call(control, request, context.timeout)
         .await
         .map_err(|error| Stopped::new(Exit::Failure, error))
 }
 
-fn unexpected(reply: Reply) -> Stopped {
+pub(super) fn unexpected(reply: Reply) -> Stopped {
     match reply {
         Reply::NotFound { error } => Stopped::new(Exit::NotFound, error),
         Reply::Invalid { errors } => Stopped::new(Exit::Configuration, errors.join("\n")),

@@ -837,6 +837,11 @@ fn a_place_of_mail_that_a_rename_changes_is_noticed() {
 #[test]
 fn the_other_sections_are_checked_too() {
     check("[login]\nseparator=\"@\"\ndeadline=\"0\"", &["login.separator", "login.deadline"]);
+    check("[login]\ndeadline=\"2s\"", &[]);
+    check(
+        "[login]\ndeadline=\"2s\"\n[throttle.rule.guessing-per-ip]\ndelay=\"3s\"",
+        &["throttle.rule.guessing-per-ip.delay"],
+    );
     check("[memory]\ncapacity=\"1023 KiB\"", &["memory.capacity: too little"]);
     check("[memory]\ncapacity=\"1 MiB\"", &[]);
     check(

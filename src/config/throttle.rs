@@ -285,7 +285,7 @@ impl Throttle {
         for (name, rule) in &self.rule {
             report.within("rule", |report| {
                 check_table_name(name, report);
-                report.within(name, |report| rule.check(deadline, report));
+                report.within(name, |report| rule.check(name, deadline, report));
             });
         }
     }
@@ -299,7 +299,7 @@ fn is_window(span: Span) -> bool {
 }
 
 impl Rule {
-    fn check(&self, deadline: Span, report: &mut Report) {
+    fn check(&self, name: &str, deadline: Span, report: &mut Report) {
         report.require(
             is_window(self.window),
             "window",
@@ -313,7 +313,9 @@ impl Rule {
             "a span of time up to 366d",
         );
         report.require(self.limit <= 60_000, "limit", "too large to count to", "at most 60000");
-        if self.action == Action::Delay {
+        // What nobody wrote is no fault of theirs: such a delay is cut at half of a short deadline.
+        let is_built_in = || built_in().get(name).is_some_and(|rule| rule.delay == self.delay);
+        if self.action == Action::Delay && !is_built_in() {
             report.require(
                 !self.delay.0.is_zero() && self.delay < deadline,
                 "delay",
@@ -430,4 +432,46 @@ impl Shared {
 /// What follows a `#` would switch off the check of certificates.
 fn is_url(text: &str) -> bool {
     !text.contains('#') && redis::IntoConnectionInfo::into_connection_info(text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rules as docs/shield.md prints them.
+    fn table() -> String {
+        let head = "| rule | counts | per | limit | window | action |\n|---|---|---|---|---|---|\n";
+        let mut text = String::from(head);
+        for (name, rule) in built_in() {
+            let words = serde_json::to_value(&rule).unwrap();
+            let [count, per, action] =
+                ["count", "per", "action"].map(|key| words[key].as_str().unwrap());
+            let (limit, window) = (rule.limit, rule.window);
+            let delay = match rule.action {
+                Action::Delay => format!(" {}", rule.delay),
+                Action::Deny | Action::Log => String::new(),
+            };
+            text +=
+                &format!("| `{name}` | {count} | {per} | {limit} | {window} | {action}{delay} |\n");
+        }
+        text
+    }
+
+    #[test]
+    fn the_page_about_the_shield_shows_the_rules_that_are_built_in() {
+        const START: &str = "<!-- rules -->\n";
+        const END: &str = "<!-- end of rules -->";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/shield.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = page.split_once(START).unwrap();
+        let (shown, after) = rest.split_once(END).unwrap();
+        if std::env::var_os("GATEPOST_BLESS").is_some() {
+            std::fs::write(path, format!("{before}{START}{}{END}{after}", table())).unwrap();
+        } else {
+            assert!(
+                shown == table(),
+                "docs/shield.md is old: GATEPOST_BLESS=1 cargo test rewrites it"
+            );
+        }
+    }
 }

@@ -69,6 +69,38 @@ pub enum Request {
         /// What to change.
         change: MailboxChange,
     },
+    /// What the guessing shield counted of somebody, and what it would do.
+    PolicyShow {
+        /// An address, a login, or both.
+        who: Vec<String>,
+        /// What for; rules may be for some services only.
+        service: Option<String>,
+    },
+    /// Forget what was counted of somebody.
+    PolicyReset {
+        /// An address, a login, or both.
+        who: Vec<String>,
+    },
+    /// On whom rules acted last, and the entries made at run time.
+    PolicyList,
+    /// Make an entry of a list.
+    PolicyAdd {
+        /// `allow` or `deny`.
+        list: String,
+        /// An address, a net or a login; an address and a login; a TLS fingerprint, `ja3:…`.
+        who: Vec<String>,
+        /// How long it holds.
+        seconds: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Take an entry out.
+    PolicyRemove {
+        /// `allow` or `deny`.
+        list: String,
+        /// As it was made.
+        who: Vec<String>,
+    },
 }
 
 /// An administrator's word about a mailbox.
@@ -332,6 +364,16 @@ mod tests {
                 address: name(),
                 change: MailboxChange::Pin(vec!["quota".into()]),
             },
+            Request::PolicyShow { who: vec![name()], service: Some("imap".into()) },
+            Request::PolicyReset { who: vec![name(), "192.0.2.9".into()] },
+            Request::PolicyList,
+            Request::PolicyAdd {
+                list: "deny".into(),
+                who: vec!["192.0.2.0/24".into()],
+                seconds: 3600,
+                reason: "spam".into(),
+            },
+            Request::PolicyRemove { list: "deny".into(), who: vec!["192.0.2.0/24".into()] },
         ];
 
         for request in &requests {

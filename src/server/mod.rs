@@ -22,6 +22,7 @@ mod postfix;
 mod proxied;
 mod saslauthd;
 mod shared;
+mod shield;
 pub mod shown;
 mod systemd;
 mod tls;

@@ -47,6 +47,13 @@ impl Daemon {
             Request::MemoryOldPasswords => done(&self.core.old_passwords()),
             Request::MailboxCreate { address, template } => self.create(&address, &template).await,
             Request::MailboxSet { address, change } => self.change(&address, &change).await,
+            Request::PolicyShow { who, service } => self.show_policy(&who, service.as_deref()),
+            Request::PolicyReset { who } => self.reset_policy(&who),
+            Request::PolicyList => self.list_policy(),
+            Request::PolicyAdd { list, who, seconds, reason } => {
+                self.add_entry(&list, &who, (seconds, reason))
+            }
+            Request::PolicyRemove { list, who } => self.remove_entry(&list, &who),
         }
     }
 
@@ -242,7 +249,7 @@ fn provider(
     }
 }
 
-fn done(value: &impl serde::Serialize) -> Reply {
+pub(super) fn done(value: &impl serde::Serialize) -> Reply {
     match serde_json::to_value(value) {
         Ok(value) => Reply::Done { value },
         Err(error) => Reply::Failed { error: error.to_string() },

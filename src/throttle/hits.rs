@@ -1,9 +1,11 @@
 //! On whom rules acted last, in words, for `gatepost policy list`: the tables know only hashes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+
+use ipnet::IpNet;
 
 use crate::config::throttle::Action;
 
@@ -62,14 +64,32 @@ impl Hits {
         hits.insert(key, Hit { rule, whom, action, count, limit, times: 1, first: now, last: now });
     }
 
-    /// Those that name this address or this login.
+    /// Forgets those that name this address, a net that it lies in, or this login.
     pub(super) fn forget(&self, client: Option<IpAddr>, login: Option<&str>) {
-        let client = client.map(|client| client.to_canonical().to_string());
-        self.lock().retain(|(_, whom), _| {
-            let names =
-                |text: Option<&str>| text.is_some_and(|text| whom.split(' ').any(|it| it == text));
-            !names(client.as_deref()) && !names(login)
-        });
+        self.lock().retain(|(_, whom), _| !names(whom, client, login));
+    }
+
+    /// Those that name this address, a net that it lies in, or this login.
+    pub(super) fn of(&self, client: Option<IpAddr>, login: Option<&str>) -> Vec<Hit> {
+        let mut hits = self.all();
+        hits.retain(|hit| names(&hit.whom, client, login));
+        hits
+    }
+
+    /// Logins together with an address, or one of their net, where both were counted together, and one is named here.
+    pub(super) fn pairs(
+        &self,
+        client: Option<IpAddr>,
+        login: Option<&str>,
+    ) -> HashSet<(String, IpAddr)> {
+        let hits = self.lock();
+        let pair = |(_, whom): &(Arc<str>, String)| match parts(whom) {
+            (Some(its), Some(net)) if names(whom, client, login) => {
+                Some((its.to_owned(), net.addr()))
+            }
+            _ => None,
+        };
+        hits.keys().filter_map(pair).collect()
     }
 
     pub(super) fn all(&self) -> Vec<Hit> {
@@ -81,6 +101,28 @@ impl Hits {
     fn lock(&self) -> MutexGuard<'_, HashMap<(Arc<str>, String), Hit>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The login and the net or address that stand in words such as `fry@x.com from 192.0.2.0/24`.
+fn parts(whom: &str) -> (Option<&str>, Option<IpNet>) {
+    let net = |text: &str| match text.parse::<IpNet>() {
+        Ok(net) => Some(net),
+        Err(_) => text.parse::<IpAddr>().ok().map(IpNet::from),
+    };
+    if let Some((login, source)) = whom.rsplit_once(" from ") {
+        return (Some(login), net(source));
+    }
+    match net(whom.strip_prefix("session of ").unwrap_or(whom)) {
+        Some(net) => (None, Some(net)),
+        None => (Some(whom), None),
+    }
+}
+
+fn names(whom: &str, client: Option<IpAddr>, login: Option<&str>) -> bool {
+    let (its_login, net) = parts(whom);
+    let client = client.map(|client| client.to_canonical());
+    let by_net = net.zip(client).is_some_and(|(net, client)| net.contains(&client));
+    by_net || (login.is_some() && its_login == login)
 }
 
 #[cfg(test)]
@@ -110,5 +152,36 @@ mod tests {
 
         assert_eq!(hits.all().len(), MAX_HITS);
         assert!(!hits.all().iter().any(|hit| hit.whom == "192.0.2.9"));
+    }
+    #[test]
+    fn hits_are_found_by_address_net_and_login() {
+        let hits = Hits::default();
+        let rule: Arc<str> = "guessing".into();
+        for whom in [
+            "fry@x.com from 192.0.2.0/24",
+            "amy@x.com from 192.0.2.9",
+            "session of 192.0.2.9",
+            "192.0.2.0/24",
+            "fry@x.com",
+            "everybody",
+            "a b from c@x.com from 2001:db8::/64",
+        ] {
+            hits.note(&rule, Action::Deny, whom.into(), (10, 10), SystemTime::UNIX_EPOCH);
+        }
+        let of = |client: &str, login| {
+            let hits = hits.of(client.parse().ok(), login);
+            hits.into_iter().map(|hit| hit.whom).collect::<Vec<_>>()
+        };
+        assert_eq!(of("", Some("fry@x.com")), ["fry@x.com", "fry@x.com from 192.0.2.0/24"]);
+        assert_eq!(of("::ffff:192.0.2.9", None).len(), 4);
+        assert_eq!(of("192.0.2.10", None), ["192.0.2.0/24", "fry@x.com from 192.0.2.0/24"]);
+        assert_eq!(of("2001:db8::7", None), ["a b from c@x.com from 2001:db8::/64"]);
+        assert!(of("", None).is_empty());
+
+        let pairs = hits.pairs("192.0.2.9".parse().ok(), None);
+        assert_eq!(pairs.len(), 2);
+        assert!(pairs.contains(&("fry@x.com".into(), "192.0.2.0".parse().unwrap())));
+        hits.forget(None, Some("fry@x.com"));
+        assert_eq!(hits.all().len(), 5);
     }
 }

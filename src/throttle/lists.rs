@@ -133,6 +133,14 @@ pub struct Entry {
     pub reason: String,
 }
 
+impl Entry {
+    /// Whether it stands in the configuration, and so has no end.
+    #[must_use]
+    pub fn is_configured(&self) -> bool {
+        self.until == never()
+    }
+}
+
 /// Whom an attempt is about, as the lists see it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked<'a> {
@@ -230,6 +238,24 @@ impl Side {
             })
     }
 
+    /// All entries that speak of an attempt, in the order of [`Side::find`].
+    fn about(&self, asked: Asked<'_>, now: SystemTime) -> Vec<Arc<Entry>> {
+        let [v4, v6] = &self.prefixes;
+        let mut whoms = Vec::new();
+        if let Some(client) = asked.client {
+            let prefixes = if client.is_ipv4() { v4 } else { v6 };
+            let nets = prefixes.iter().rev().filter_map(|prefix| net_of(client, *prefix));
+            whoms.extend(nets.map(Whom::Net));
+        }
+        let (login, ja3) = (asked.login.map(str::to_owned), asked.ja3.map(str::to_owned));
+        whoms.extend(login.clone().map(Whom::Login));
+        whoms.extend(ja3.clone().map(Whom::Ja3));
+        whoms.extend(login.zip(asked.client).map(|(login, client)| Whom::LoginAt(login, client)));
+        whoms.extend(ja3.zip(asked.client).map(|(ja3, client)| Whom::Ja3At(ja3, client)));
+        let found = whoms.iter().filter_map(|whom| self.entries.get(whom));
+        found.filter(|entry| now < entry.until).cloned().collect()
+    }
+
     fn find_net(&self, client: IpAddr, now: SystemTime) -> Option<&Arc<Entry>> {
         let [v4, v6] = &self.prefixes;
         let prefixes = if client.is_ipv4() { v4 } else { v6 };
@@ -313,6 +339,15 @@ impl Lists {
         let entries = self.0.load();
         let fixed = side(&entries.fixed, list).find(asked, now);
         fixed.or_else(|| side(&entries.made, list).find(asked, now)).cloned()
+    }
+
+    /// All that speaks of an attempt; what decides stands first.
+    pub(super) fn about(&self, asked: Asked<'_>, now: SystemTime) -> Vec<Arc<Entry>> {
+        let entries = self.0.load();
+        let sides = [List::Allow, List::Deny]
+            .into_iter()
+            .flat_map(|list| [side(&entries.fixed, list), side(&entries.made, list)]);
+        sides.flat_map(|side| side.about(asked, now)).collect()
     }
 
     /// What stands in a list for exactly this.
@@ -427,6 +462,41 @@ mod tests {
         assert!(lists.remove(List::Deny, &Whom::parse("ip", "192.0.2.9").unwrap()));
         assert_eq!(found(asked("192.0.2.9", "x@y.com")), None);
         assert!(lists.are_empty());
+    }
+
+    #[test]
+    fn all_that_speaks_of_an_attempt_is_shown_and_the_first_decides() {
+        let lists = Lists::default();
+        lists.configure(&["192.0.2.0/24".into()], &["fry@planetexpress.com".into()]);
+        let of = |list, kind, text| entry(list, Whom::parse(kind, text).unwrap(), 60);
+        lists
+            .add(
+                &[
+                    of(List::Deny, "ip", "192.0.2.9"),
+                    of(List::Deny, "iplogin", "192.0.2.9 fry@planetexpress.com"),
+                    of(List::Allow, "netmask", "192.0.0.0/16"),
+                    of(List::Allow, "ip", "192.0.2.10"),
+                ],
+                now(),
+            )
+            .unwrap();
+        let asked = asked("192.0.2.9", "fry@planetexpress.com");
+
+        let about = lists.about(asked, now());
+
+        let texts: Vec<_> = about.iter().map(|entry| entry.whom.named().1).collect();
+        assert_eq!(
+            texts,
+            [
+                "192.0.2.0/24",
+                "192.0.0.0/16",
+                "fry@planetexpress.com",
+                "192.0.2.9",
+                "192.0.2.9 fry@planetexpress.com"
+            ]
+        );
+        assert_eq!(lists.find(asked, now()).as_ref(), about.first());
+        assert_eq!(lists.about(asked, now() + Duration::from_secs(60)).len(), 2);
     }
 
     #[test]

@@ -439,13 +439,30 @@ impl Throttle {
 
     /// Keeps in mind that a rule acted on somebody, for `gatepost policy list`.
     pub fn note(&self, subject: &Subject<'_>, judgement: &Judgement) {
-        if let Some(Because::Rule { name, action, count, limit }) = &judgement.because {
-            let rules = self.rules.load();
-            let per = rules.rules.iter().find(|rule| rule.name == *name);
-            let Some(per) = per.map(|rule| rule.settings.per) else { return };
-            let whom = whom(per, subject, &rules);
+        if let Some(because @ Because::Rule { name, action, count, limit }) = &judgement.because {
+            let whom = self.whom(subject, because);
             self.hits.note(name, *action, whom, (*count, *limit), clock::wall());
         }
+    }
+
+    /// Whom a judgement is about, in words: what its rule counts by, or what the list's entry names. Empty for a rule that is
+    /// no more.
+    #[must_use]
+    pub fn whom(&self, subject: &Subject<'_>, because: &Because) -> String {
+        match because {
+            Because::List(entry) => entry.whom.named().1,
+            Because::Rule { name, .. } => {
+                let rules = self.rules.load();
+                let rule = rules.rules.iter().find(|rule| rule.name == *name);
+                rule.map(|rule| whom(rule.settings.per, subject, &rules)).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Whether the rules are kept.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.rules.load().enabled
     }
 
     /// A place to wait in for an attempt that is to be delayed; `None`: so many wait already, in all or for this very key,
@@ -592,27 +609,40 @@ impl Throttle {
     }
 
     /// Forgets what was counted of somebody; whether that was anything. With a login and an address: also of both
-    /// together. Good logins stay remembered.
+    /// together. With one of them: also of it together with others on whom a rule acted ([`Throttle::hits`]). Good logins
+    /// stay remembered.
     pub fn reset(&self, subject: &Subject<'_>, now: Instant) -> bool {
         let rules = self.rules.load();
-        let faces = self.faces(&rules, subject);
         let now = self.time(now);
-        let clear = |rule: &Rule| {
-            // The whole world's count is nobody's.
-            if rule.settings.per == Per::All {
-                return false;
-            }
-            rule.key(&faces).is_some_and(|key| rule.clear(key, now))
+        let clear = |subject: &Subject<'_>, is_meant: &dyn Fn(Per) -> bool| {
+            let faces = self.faces(&rules, subject);
+            let clear = |rule: &&Rule| {
+                // Whatever service and domain the rule is for.
+                let key = faces.key(rule.settings.per).filter(|_| is_meant(rule.settings.per));
+                key.is_some_and(|key| rule.clear(key, now))
+            };
+            rules.rules.iter().filter(clear).count() > 0
         };
-        let cleared = rules.rules.iter().filter(|rule| clear(rule)).count();
+        // The whole world's count is nobody's.
+        let mut cleared = clear(subject, &|per| per != Per::All);
+        for (login, client) in self.hits.pairs(subject.client, subject.login) {
+            let both = Subject { client: Some(client), login: Some(&login), ..Subject::default() };
+            cleared |= clear(&both, &|per| matches!(per, Per::LoginIp | Per::LoginNet));
+        }
         self.hits.forget(subject.client, subject.login);
-        cleared > 0
+        cleared
     }
 
     /// On whom rules acted last, the last first.
     #[must_use]
     pub fn hits(&self) -> Vec<Hit> {
         self.hits.all()
+    }
+
+    /// Those that name this address, a net that it lies in, or this login.
+    #[must_use]
+    pub fn hits_of(&self, client: Option<IpAddr>, login: Option<&str>) -> Vec<Hit> {
+        self.hits.of(client, login)
     }
 
     /// How full the tables are.
@@ -650,6 +680,12 @@ impl Throttle {
     /// Takes an entry out; whether it was there.
     pub fn remove_entry(&self, list: List, whom: &Whom) -> bool {
         self.lists.remove(list, whom)
+    }
+
+    /// All that the lists say of an attempt, those of the configuration too. The first decides.
+    #[must_use]
+    pub fn entries_about(&self, asked: Asked<'_>) -> Vec<Arc<Entry>> {
+        self.lists.about(asked, clock::wall())
     }
 
     /// The entries of a list that were made at run time.

@@ -112,11 +112,11 @@ fn office_after_a_change(world: &mut World) -> (Seen, Seen) {
         for person in 0..500 {
             // Within the first hour they come and type the new password; then their client asks every ten minutes.
             let comes = mix(person) % 60;
-            if minute >= comes && (minute - comes) % 10 == 0 {
+            if minute >= comes && (minute - comes).is_multiple_of(10) {
                 world.attempt(DAY + minute * MINUTE, OFFICE, &login(person), "right", &mut people);
             }
             for device in 0..2 {
-                if (minute + mix(person * 2 + device)) % 5 == 0 {
+                if (minute + mix(person * 2 + device)).is_multiple_of(5) {
                     let second = DAY + minute * MINUTE + 30;
                     world.attempt(second, OFFICE, &login(person), "old", &mut devices);
                 }
@@ -270,6 +270,7 @@ fn a_botnet_on_one_account_does_not_lock_its_owner_out() {
 #[test]
 fn millions_of_keys_are_bounded_and_push_out_nobody_who_matters() {
     // Ten million with GATEPOST_KEYS=10000000, in a release build.
+    #[expect(clippy::disallowed_methods, reason = "how many is chosen by whoever runs the test")]
     let keys = std::env::var("GATEPOST_KEYS").ok().and_then(|text| text.parse().ok());
     let keys: u64 = keys.unwrap_or(100_000);
     let mut world = World::new();

@@ -335,6 +335,45 @@ fn lists_go_before_rules() {
 }
 
 #[test]
+fn a_reset_of_a_login_alone_forgets_it_together_with_the_nets_where_a_rule_acted() {
+    let settings = Settings {
+        rule: [
+            ("pair".to_owned(), rule(Count::Failures, Per::LoginNet, 1)),
+            ("net".to_owned(), rule(Count::Failures, Per::Net, 9)),
+            (
+                "smtp".to_owned(),
+                Rule { services: vec!["smtp".into()], ..rule(Count::Failures, Per::Login, 9) },
+            ),
+        ]
+        .into(),
+        ..Settings::default()
+    };
+    let fixture = Fixture::new(&settings);
+    let act = |client: &str, login| {
+        let subject = Subject { service: Some(Service::Smtp), ..from(client, login) };
+        fixture.learn(&subject, Outcome::Failed(Some(1)));
+        let judgement = fixture.throttle.check(&subject, fixture.now);
+        fixture.throttle.note(&subject, &judgement);
+    };
+    act("192.0.2.9", FRY);
+    act("198.51.100.9", FRY);
+    act("192.0.2.9", AMY);
+
+    assert!(
+        fixture.throttle.reset(&Subject { login: Some(FRY), ..Subject::default() }, fixture.now)
+    );
+
+    assert!(!fixture.denies(&from("192.0.2.9", FRY)));
+    assert!(!fixture.denies(&from("198.51.100.200", FRY)));
+    assert!(fixture.denies(&from("192.0.2.9", AMY)));
+    let smtp = Subject { service: Some(Service::Smtp), ..from("192.0.2.9", FRY) };
+    let counts: Vec<_> = fixture.throttle.show(&smtp, fixture.now);
+    // The net's own count stays: it was not asked about.
+    assert_eq!(counts.iter().map(|it| it.count).collect::<Vec<_>>(), [1, 0, 0]);
+    assert_eq!(fixture.throttle.hits().len(), 1);
+}
+
+#[test]
 fn a_reset_forgets_somebody_and_nobody_else() {
     let fixture = Fixture::of(rule(Count::Failures, Per::LoginIp, 1));
     for login in [FRY, AMY] {
@@ -430,7 +469,7 @@ fn the_wall_clock_moves_no_count() {
     // Only the ends of list entries are wall-clock time; `check` and `learn` take monotonic time alone.
     let fixture = Fixture::of(rule(Count::Failures, Per::Ip, 1));
     fixture.learn(&from("192.0.2.9", FRY), Outcome::Failed(None));
-    let long_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or(fixture.now);
+    let long_ago = crate::clock::now().checked_sub(Duration::from_secs(1)).unwrap_or(fixture.now);
     assert!(fixture.throttle.check(&from("192.0.2.9", FRY), long_ago).action == Course::Deny);
     let entry = Entry {
         list: List::Allow,

@@ -36,6 +36,7 @@ mod local_accounts;
 mod nodes;
 mod outage_table;
 mod outages;
+mod policy;
 mod proxy;
 mod service;
 mod shield;

@@ -41,7 +41,8 @@ The numbers between are kept for commands to come.
 
 `explain` and `login test` end with 0 when the login would work, 7 when it would be refused, 4 when a directory or the
 store cannot be asked. `profile test` ends with 0 when every step passed, else 4. `health` ends with 0 or 1. `reload`
-ends with 2 when the new configuration is bad; the running one goes on. No daemon where one is needed: 1.
+ends with 2 when the new configuration is bad; the running one goes on. `policy remove` ends with 8 when there is no such
+entry. No daemon where one is needed: 1.
 ";
 
 fn page() -> String {
