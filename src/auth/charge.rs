@@ -106,7 +106,7 @@ mod tests {
             (refused(Reason::MailboxDisabled, true, false), Some(Outcome::Neutral)),
             (refused(Reason::Throttled, false, false), None),
             (Decision::Later(Reason::DirectoryUnavailable), Some(Outcome::Neutral)),
-            (Decision::Later(Reason::Unproven), Some(Outcome::Unproven(Some(7)))),
+            (Decision::Later(Reason::Unproven), Some(Outcome::Neutral)),
             (Decision::Later(Reason::BudgetSpent), Some(Outcome::Unproven(Some(7)))),
         ] {
             assert_eq!(outcome(decision, || Some(7)), expected, "{decision:?}");

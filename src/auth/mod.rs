@@ -16,7 +16,6 @@ mod flights;
 mod gate;
 pub mod journal;
 mod leave;
-mod lists;
 mod masters;
 mod memory;
 mod old_passwords;

@@ -51,9 +51,9 @@ impl Daemon {
             Request::PolicyReset { who } => self.reset_policy(&who),
             Request::PolicyList => self.list_policy(),
             Request::PolicyAdd { list, who, seconds, reason } => {
-                self.add_entry(&list, &who, (seconds, reason))
+                self.add_entry(&list, &who, (seconds, reason)).await
             }
-            Request::PolicyRemove { list, who } => self.remove_entry(&list, &who),
+            Request::PolicyRemove { list, who } => self.remove_entry(&list, &who).await,
         }
     }
 

@@ -8,10 +8,12 @@ use serde::Serialize;
 
 use super::Daemon;
 use super::control::Reply;
+use super::lists::Kept;
 use super::operator::done;
 use crate::auth::Service;
 use crate::clock;
 use crate::identity::{Login, LoginRules};
+use crate::store::StoreError;
 use crate::throttle::{
     Asked, Counted, Course, Entry, Hit, List, Subject, Whom, canonical, seconds_left,
 };
@@ -156,7 +158,7 @@ impl Daemon {
             Err(error) => return invalid(error),
         };
         let subject = Subject { client, login: login.as_deref(), ..Subject::default() };
-        let cleared = self.core.throttle().reset(&subject, clock::now());
+        let cleared = self.lists.reset(&subject, clock::now());
         tracing::info!(
             ?who,
             cleared,
@@ -181,7 +183,7 @@ impl Daemon {
     }
 
     /// Makes an entry, which holds for so many seconds, with a reason.
-    pub(super) fn add_entry(
+    pub(super) async fn add_entry(
         &self,
         list: &str,
         who: &[String],
@@ -199,26 +201,24 @@ impl Daemon {
         }
         let until = clock::wall() + Duration::from_secs(seconds);
         let entry = Entry { list, whom, until, reason };
-        if let Err(full) = self.core.add_entries(std::slice::from_ref(&entry)) {
-            return Reply::Failed { error: full.to_string() };
+        match self.lists.add(std::slice::from_ref(&entry)).await {
+            Ok(Kept::Saved) => done(&ShownEntry::new(&entry)),
+            Ok(Kept::InMemory(error)) => in_force_only(&error),
+            Err(full) => Reply::Failed { error: full.to_string() },
         }
-        tracing::info!(
-            list = list.as_str(), whom = ?entry.whom.named(), seconds, reason = ?entry.reason,
-            "entry of a list made by an administrator"
-        );
-        done(&ShownEntry::new(&entry))
     }
 
     /// Takes an entry out that was made at run time.
-    pub(super) fn remove_entry(&self, list: &str, who: &[String]) -> Reply {
+    pub(super) async fn remove_entry(&self, list: &str, who: &[String]) -> Reply {
         let (list, whom) = match self.entry_of(list, who) {
             Ok(parsed) => parsed,
             Err(error) => return invalid(error),
         };
-        let (kind, text) = whom.named();
-        if self.core.remove_entry(list, &whom) {
-            tracing::info!(list = list.as_str(), whom = ?(kind, text), "entry of a list removed by an administrator");
-            return done(&());
+        let (_, text) = whom.named();
+        match self.lists.remove(list, &whom).await {
+            Some(Kept::Saved) => return done(&()),
+            Some(Kept::InMemory(error)) => return in_force_only(&error),
+            None => {}
         }
         let list_word = list.as_str();
         match self.core.throttle().entry(list, &whom) {
@@ -375,4 +375,9 @@ mod tests {
             assert_eq!(named, expected, "{text}");
         }
     }
+}
+
+/// The store did not take a change of a list, which is in force all the same.
+fn in_force_only(error: &StoreError) -> Reply {
+    Reply::Unavailable { error: format!("done, but not saved yet, it is tried again: {error}") }
 }
