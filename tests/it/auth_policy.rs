@@ -38,6 +38,7 @@ impl World {
     fn start(home: Home, rules: &[(&str, &str)], lines: &str) -> Self {
         let slapd = Slapd::start();
         let mut configuration = Configuration::new(&slapd);
+        configuration.set("throttle", "enabled = true");
         let policy = free_port();
         configuration.set(
             "listen.policy",

@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn node(slapd: &Slapd, redis: &Redis) -> Configuration {
     let mut configuration = Configuration::new(slapd);
     configuration.set("shared", &redis.url());
+    configuration.set("throttle", "enabled = true");
     configuration.set("directory.planet.auth", "wrong_binds = \"60000/10m\"");
     for name in [
         "guessing-per-login",

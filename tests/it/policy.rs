@@ -15,17 +15,6 @@ use crate::support::{now, pass_time, printed, program, scratch, wait_until};
 const GUESSER: &str = "192.0.2.9";
 const ELSEWHERE: &str = "198.51.100.1";
 
-const BUILT_IN: [&str; 8] = [
-    "guessing-per-login",
-    "guessing-per-login-long",
-    "guessing-per-ip",
-    "guessing-per-ip-long",
-    "spraying-per-net",
-    "guessing-from-everywhere",
-    "spraying-from-everywhere",
-    "guessing-per-session",
-];
-
 const DENY_AT_3: &str = "count = \"distinct-wrong-passwords\"\nper = \"login+net\"\nlimit = 3\nwindow = \"1h\"\n\
                          action = \"deny\"";
 const DELAY_AT_2: &str = "count = \"failures\"\nper = \"ip\"\nlimit = 2\nwindow = \"1h\"\naction = \"delay\"\n\
@@ -37,7 +26,7 @@ fn configured(slapd: &Slapd, rules: &[(&str, &str)]) -> Configuration {
     configuration.set("throttle", "enabled = true");
     // The directory's own patience is not what is tested.
     configuration.set("directory.planet.auth", "wrong_binds = \"1000/1m\"");
-    for name in BUILT_IN {
+    for name in gatepost::config::throttle::built_in().keys() {
         configuration.set(&format!("throttle.rule.{name}"), "limit = 0");
     }
     for (name, rule) in rules {
