@@ -320,6 +320,11 @@ fn whom_of(who: &[String], names: &LoginRules) -> Result<Whom, String> {
     })
 }
 
+/// The store did not take a change of a list, which is in force all the same.
+fn in_force_only(error: &StoreError) -> Reply {
+    Reply::Unavailable { error: format!("done, but not saved yet, it is tried again: {error}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -375,9 +380,4 @@ mod tests {
             assert_eq!(named, expected, "{text}");
         }
     }
-}
-
-/// The store did not take a change of a list, which is in force all the same.
-fn in_force_only(error: &StoreError) -> Reply {
-    Reply::Unavailable { error: format!("done, but not saved yet, it is tried again: {error}") }
 }
