@@ -230,7 +230,7 @@ impl ListBook {
             match state.known.get(&name) {
                 Some(before) if before.at > change.at => _ = state.unshared.insert(name),
                 Some(before) if before.at == change.at => {}
-                _ if change.entry.until <= now => {}
+                None if change.entry.until <= now => {}
                 None if state.known.len() + news.len() >= MAX_KNOWN => {}
                 _ => news.push(change),
             }

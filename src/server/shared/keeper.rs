@@ -1,6 +1,6 @@
 //! Writes to the shared server what waits in the outbox, agrees on the key of the guesses, and keeps the lists in step.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,14 +22,17 @@ const TIME_EVERY: Duration = Duration::from_secs(1);
 /// How often all lists are compared, whatever was told of them.
 const COMPARE_EVERY: Duration = Duration::from_secs(600);
 
-/// Batches that are written at one go.
-const BATCHES: usize = 16;
+/// Batches of each stream that are written at one go.
+const BATCHES: usize = 8;
+
+/// How often that is done in one turn: there are other things to do.
+const ROUNDS: usize = 64;
 
 /// Entries of lists that are asked for, or written, at one go.
 const ENTRIES: usize = 200;
 
 /// Entries of lists that are looked at; what lies beyond was not written by us.
-const MAX_ENTRIES: usize = 8 * crate::throttle::MAX_ENTRIES;
+const MAX_ENTRIES: usize = 4 * crate::throttle::MAX_ENTRIES;
 
 /// An entry that was over so long ago is taken away from the server, in milliseconds.
 const KEPT_OVER: i64 = 86_400_000;
@@ -147,14 +150,14 @@ impl Keeper {
         Ok(())
     }
 
-    /// Writes everything that waits.
+    /// Writes what waits.
     async fn write_news(&mut self, link: &mut Link<'_>) -> Result<(), Trouble> {
-        loop {
+        for _ in 0..ROUNDS {
             if self.under_way.is_empty() {
                 self.take_batches();
             }
             if self.under_way.is_empty() {
-                return Ok(());
+                break;
             }
             let mut commands = pipe();
             for batch in &self.under_way {
@@ -163,11 +166,12 @@ impl Keeper {
             link.tell(&commands).await?;
             self.under_way.clear();
         }
+        Ok(())
     }
 
     fn take_batches(&mut self) {
         for stream in Stream::ALL {
-            while self.under_way.len() < BATCHES {
+            for _ in 0..BATCHES {
                 let events = self.exchange.outbox.take(stream, codec::MAX_EVENTS);
                 if events.is_empty() {
                     break;
@@ -195,10 +199,12 @@ impl Keeper {
             }
             let names: Vec<Name> = changes.iter().map(Change::name).collect();
             let theirs = self.stored(link, &names).await?;
-            let is_ours = |change: &&Change| {
-                let same = theirs.iter().find(|theirs| theirs.name() == change.name());
-                same.is_none_or(|theirs| theirs.at < change.at)
+            let is_newer = |theirs: &Change| {
+                let same = changes.iter().find(|ours| ours.name() == theirs.name());
+                same.is_some_and(|ours| theirs.at >= ours.at)
             };
+            let newer: Vec<Change> = theirs.into_iter().filter(is_newer).collect();
+            let is_ours = |ours: &&Change| newer.iter().all(|it| it.name() != ours.name());
             let ours: Vec<&Change> = changes.iter().filter(is_ours).collect();
             if !ours.is_empty() {
                 let mut commands = pipe();
@@ -215,7 +221,7 @@ impl Keeper {
                 self.exchange.outbox.push(News::Listed(field.into()));
             }
             book.shared(&changes);
-            book.hear(theirs).await;
+            book.hear(newer).await;
         }
     }
 
@@ -247,7 +253,7 @@ impl Keeper {
     /// Brings the lists here and those at the server in step.
     async fn compare_lists(&self, link: &mut Link<'_>) -> Result<(), Trouble> {
         let book = &self.exchange.counts.lists;
-        let mut present: HashSet<Name> = HashSet::new();
+        let mut theirs: HashMap<Name, Change> = HashMap::new();
         let (mut cursor, mut looked_at) = (b"0".to_vec(), 0_usize);
         loop {
             let mut command = cmd("HSCAN");
@@ -257,29 +263,7 @@ impl Keeper {
                 return Err(Trouble::Nonsense("HSCAN lists"));
             };
             let found = pairs(found).ok_or(Trouble::Nonsense("HSCAN lists"))?;
-            let now = link.now();
-            let mut over = cmd("HDEL");
-            over.arg(self.key("lists"));
-            let mut theirs = Vec::new();
-            let mut is_any_over = false;
-            for (field, value) in &found {
-                let Some(name) = codec::name(field) else { continue };
-                let change = codec::decode_change(name.clone(), value, book.ahead(), now);
-                // What cannot be read is as if it were not there: it is written again.
-                let Ok(change) = change else { continue };
-                let ended = millis(change.entry.until).saturating_add(book.ahead());
-                if ended.saturating_add(KEPT_OVER) < now {
-                    over.arg(*field);
-                    is_any_over = true;
-                } else {
-                    present.insert(name);
-                    theirs.push(change);
-                }
-            }
-            book.hear(theirs).await;
-            if is_any_over {
-                link.ask(&over).await?;
-            }
+            self.sort_out(link, &found, &mut theirs).await?;
             looked_at = looked_at.saturating_add(found.len());
             cursor = bytes(next).unwrap_or(b"0").to_vec();
             if cursor == b"0" {
@@ -290,7 +274,37 @@ impl Keeper {
                 return Ok(());
             }
         }
+        let present = theirs.keys().cloned().collect();
+        book.hear(theirs.into_values().collect()).await;
         book.share_all_but(&present);
+        Ok(())
+    }
+
+    /// Reads entries, and takes those away that were over long ago. What cannot be read is as if it were not there: it is
+    /// written again.
+    async fn sort_out(
+        &self,
+        link: &mut Link<'_>,
+        found: &[(&[u8], &[u8])],
+        theirs: &mut HashMap<Name, Change>,
+    ) -> Result<(), Trouble> {
+        let (ahead, now) = (self.exchange.counts.lists.ahead(), link.now());
+        let mut over = Vec::new();
+        for (field, value) in found {
+            let Some(name) = codec::name(field) else { continue };
+            let Ok(change) = codec::decode_change(name.clone(), value, ahead, now) else {
+                continue;
+            };
+            let ended = millis(change.entry.until).saturating_add(ahead);
+            if ended.saturating_add(KEPT_OVER) < now {
+                over.push(*field);
+            } else {
+                theirs.insert(name, change);
+            }
+        }
+        if !over.is_empty() {
+            link.ask(cmd("HDEL").arg(self.key("lists")).arg(over)).await?;
+        }
         Ok(())
     }
 }

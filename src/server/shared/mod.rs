@@ -139,7 +139,8 @@ fn reach(config: &Config) -> [Duration; Stream::COUNT] {
         Stream::Guesses => longest(&mut rules),
         Stream::Logins => longest(&mut std::iter::once(config.throttle.history.0)),
         Stream::Sent => longest(&mut sending_spans(config)),
-        Stream::Lists => Duration::ZERO,
+        // All lists are read at the start; what changes while that goes on must not be missed.
+        Stream::Lists => Duration::from_secs(60),
     })
 }
 

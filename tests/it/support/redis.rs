@@ -1,13 +1,14 @@
 //! A private Valkey or Redis with a password, for what nodes tell each other. It keeps nothing on the disk.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::slapd::LEAK_MARK;
+use super::slapd::{LEAK_MARK, make_certificates};
 use super::{Running, free_port, listens, printed, program, scratch, wait_until};
 
 /// A server, which may be away.
@@ -15,6 +16,7 @@ use super::{Running, free_port, listens, printed, program, scratch, wait_until};
 pub(crate) struct Redis {
     directory: TempDir,
     pub(crate) port: u16,
+    tls_port: u16,
     running: Option<Running>,
 }
 
@@ -34,14 +36,17 @@ fn password() -> String {
 impl Redis {
     pub(crate) fn start() -> Self {
         let directory = scratch(Path::new("/tmp"));
-        let port = free_port();
+        make_certificates(directory.path());
+        let (port, tls_port) = (free_port(), free_port());
         let text = format!(
-            "port {port}\nbind 127.0.0.1\nrequirepass {}\nsave \"\"\nappendonly no\ndir {}\n",
+            "port {port}\nbind 127.0.0.1\nrequirepass {}\nsave \"\"\nappendonly no\ndir {path}\n\
+             tls-port {tls_port}\ntls-auth-clients no\ntls-ca-cert-file {path}/ca.pem\n\
+             tls-cert-file {path}/server.pem\ntls-key-file {path}/server.key\n",
             password(),
-            directory.path().display()
+            path = directory.path().display()
         );
         fs::write(directory.path().join("redis.conf"), text).unwrap();
-        let mut new = Self { directory, port, running: None };
+        let mut new = Self { directory, port, tls_port, running: None };
         new.start_again();
         new
     }
@@ -59,10 +64,30 @@ impl Redis {
         self.running.take().expect("Redis runs").kill9();
     }
 
+    /// It answers nothing, and what is sent to it waits.
+    pub(crate) fn pause(&self) {
+        self.running.as_ref().expect("Redis runs").signal(Signal::STOP);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.running.as_ref().expect("Redis runs").signal(Signal::CONT);
+    }
+
     /// The line of `[shared]`.
     pub(crate) fn url(&self) -> String {
         let password = password().replace('/', "%2F");
         format!("url = \"redis://:{password}@127.0.0.1:{}\"", self.port)
+    }
+
+    /// The same by TLS.
+    pub(crate) fn tls_url(&self) -> String {
+        let url = self.url().replace("redis://", "rediss://");
+        url.replace(&format!(":{}", self.port), &format!(":{}", self.tls_port))
+    }
+
+    /// The certificate that signed its own.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
     }
 
     /// Asks it something; what it answered.
