@@ -250,7 +250,10 @@ impl Authenticator {
             return None;
         }
         let verdict = match (known, name.as_deref()) {
-            (Ok(service), Some(name)) => self.recall_name(&setup, attempt, name, service, now)?,
+            (Ok(service), Some(name)) => {
+                let verdict = self.recall_name(&setup, attempt, name, service, now)?;
+                self.unless_listed(verdict, &subject)
+            }
             (Ok(_), None) => return None,
             (Err(reason), _) => Verdict::Reject(Refused::new(reason, Source::Rules)),
         };
@@ -326,8 +329,22 @@ impl Authenticator {
         let verdict = tokio::time::timeout_at(deadline.into(), decision)
             .await
             .unwrap_or_else(|_| Verdict::Unavailable(Later::new(Reason::Deadline)));
+        let verdict = self.unless_listed(verdict, &subject);
         self.record(&attempt, &verdict, (&subject, &judgement), clock::now());
         verdict
+    }
+
+    /// The denying list names mailboxes; by another of its names it is the same mailbox.
+    fn unless_listed(&self, verdict: Verdict, subject: &Subject<'_>) -> Verdict {
+        match &verdict {
+            Verdict::Accept(Accepted { mailbox, source, .. })
+                if subject.login != Some(mailbox.address.as_str())
+                    && self.throttle.denies_mailbox(mailbox.address.as_str(), subject.client) =>
+            {
+                Verdict::Reject(Refused::new(Reason::Throttled, *source))
+            }
+            _ => verdict,
+        }
     }
 
     /// Does with an attempt what the guessing shield says: a verdict, or nothing after the time that it must wait.
@@ -595,9 +612,9 @@ impl Authenticator {
         let guess = self.learn(attempt, verdict, subject, now);
         let because = judgement.because.as_ref();
         let rule = because.map(Because::word);
-        if let (Some(because), Some(rule)) = (because, &rule) {
+        if because.is_some() {
             self.throttle.note(subject, judgement);
-            self.metrics.throttled(rule, because.action());
+            judgement.all().for_each(|it| self.metrics.throttled(&it.word(), it.action()));
         }
         let took = now.saturating_duration_since(attempt.arrived);
         let (verdict_word, reason, source, mailbox, note) = match verdict {

@@ -37,6 +37,8 @@ pub struct Replay {
     base: Instant,
     /// The time of the first line, since 1970.
     first: Option<Duration>,
+    /// Stands for the password of a line that does not tell it.
+    unlike: u16,
     rows: BTreeMap<(Arc<str>, String), Row>,
     so_far: Replayed,
 }
@@ -102,6 +104,7 @@ impl Replay {
             masters: Masters::new(config),
             base,
             first: None,
+            unlike: 0,
             rows: BTreeMap::new(),
             so_far: Replayed::default(),
         }
@@ -125,6 +128,8 @@ impl Replay {
             return;
         };
         self.so_far.attempts += 1;
+        self.unlike = self.unlike.wrapping_add(1);
+        let unlike = self.unlike;
         self.so_far.refused_then += u64::from(line.told == Told::Refuse(Reason::Throttled));
         let who = self.who(line);
         let login = who.as_ref().map(|who| who.whose_password().address.as_str());
@@ -136,7 +141,7 @@ impl Replay {
             ja3: None,
         };
         let judgement = self.throttle.check(&subject, now);
-        if let Some(because) = &judgement.because {
+        for because in judgement.all() {
             let whom = self.throttle.whom(&subject, because);
             note(&mut self.rows, &mut self.so_far, (because, whom), line);
         }
@@ -145,7 +150,8 @@ impl Replay {
             return;
         }
         let decision = line.decision(matches!(who, Some(Who::Other { .. })));
-        let guess = || line.guess.filter(|_| login.is_some());
+        // An older line does not tell its password: it is taken for another one each time.
+        let guess = || line.guess.or(Some(unlike)).filter(|_| login.is_some());
         if let Some(outcome) = charge::outcome(decision, guess) {
             self.throttle.learn(&subject, outcome, now);
         }

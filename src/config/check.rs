@@ -53,6 +53,8 @@ pub(super) fn settle(config: &mut Config, report: &mut Report) {
         }
         check_alias_domains(config, report);
     });
+    let names_typed = config.names();
+    report.within("throttle", |report| config.throttle.settle_logins(&names_typed, report));
     report.within("template", |report| {
         for (name, template) in &config.template {
             report.within(name, |report| template.check(report));

@@ -863,6 +863,19 @@ fn the_other_sections_are_checked_too() {
 }
 
 #[test]
+fn logins_of_the_lists_take_the_form_that_attempts_have() {
+    let text = format!(
+        "{BASE}\n[throttle]\ndeny = [\"Fry+x@Corp.Example\", \"fry@M\u{fc}ller.example\", \"192.0.2.0/24\"]\n"
+    );
+    let loaded = Site::new(&text).loaded();
+    assert_eq!(
+        loaded.config.throttle.deny,
+        ["fry@corp.example", "fry@xn--mller-kva.example", "192.0.2.0/24"]
+    );
+    check("[throttle]\nallow = [\"fry @x\", \"nobody\"]", &["throttle.allow", "throttle.allow"]);
+}
+
+#[test]
 fn mappings_of_both_forms_and_presets_are_read() {
     let text = format!(
         "{BASE}\n[directory.corp.map]\naliases = [\"a\", \"b\"]\nquota = {{ attr = [\"q\"], transform = \"bytes:KiB\", policy = \"keep\" }}\n"

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::check::check_table_name;
 use super::problem::Report;
 use super::units::Span;
-use crate::identity::Domain;
+use crate::identity::{Domain, Login, LoginRules};
 use crate::service::Service;
 
 /// The guessing shield: who guesses passwords is slowed down or refused before memory and directory are asked.
@@ -205,6 +205,17 @@ pub fn built_in() -> BTreeMap<String, Rule> {
                 ..Rule::default()
             },
         ),
+        // Many addresses that try one login, past the same.
+        rule(
+            "guessing-from-everywhere-past-the-budget",
+            Rule {
+                count: Count::Unproven,
+                per: Per::Login,
+                limit: 50,
+                window: hour,
+                ..Rule::default()
+            },
+        ),
         // One address that tries many passwords, whoever they are for.
         rule("guessing-per-ip", Rule { per: Per::Ip, limit: 30, window: hour, ..Rule::default() }),
         // More than one each of an office of five hundred whose devices have an old password, should a restart have
@@ -255,6 +266,26 @@ pub fn built_in() -> BTreeMap<String, Rule> {
 }
 
 impl Throttle {
+    /// Brings the logins of the lists to the form in which attempts have them.
+    pub(super) fn settle_logins(&mut self, names: &LoginRules, report: &mut Report) {
+        for (key, entries) in [("allow", &mut self.allow), ("deny", &mut self.deny)] {
+            for entry in
+                entries.iter_mut().filter(|it| matches!(Entry::parse(it), Some(Entry::Login(_))))
+            {
+                match Login::parse(entry.as_bytes(), names) {
+                    Ok(login) => *entry = login.address.to_string(),
+                    Err(error) => {
+                        report.problem(
+                            key,
+                            format!("{entry}: {error}"),
+                            "such as fry@planetexpress.com",
+                        );
+                    }
+                }
+            }
+        }
+    }
+
     pub(super) fn check(&self, deadline: Span, report: &mut Report) {
         for (key, entries) in [("allow", &self.allow), ("deny", &self.deny)] {
             for entry in entries {
@@ -354,7 +385,7 @@ impl Rule {
 pub enum Entry {
     /// An address or a net.
     Net(IpNet),
-    /// A login, in small letters.
+    /// A login.
     Login(String),
 }
 
@@ -369,7 +400,7 @@ impl Entry {
             return Some(Self::Net(address.to_canonical().into()));
         }
         let is_login = text.contains('@') && !text.contains(|c: char| c.is_control() || c == ' ');
-        is_login.then(|| Self::Login(text.to_lowercase()))
+        is_login.then(|| Self::Login(text.to_owned()))
     }
 }
 

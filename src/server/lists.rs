@@ -23,6 +23,9 @@ pub const MAX_REASON_BYTES: usize = 512;
 /// The longest time that the removal of an entry is kept in mind.
 const MAX_REMOVED: Duration = Duration::from_secs(30 * 86_400);
 
+/// So long an entry may be on its way from a node that has not heard that it was taken out.
+const ON_ITS_WAY: Duration = Duration::from_secs(3600);
+
 /// Entries of both lists, those that were taken out among them.
 const MAX_KNOWN: usize = 4 * MAX_ENTRIES;
 
@@ -153,6 +156,12 @@ impl ListBook {
             let mut state = self.state();
             let entry = self.throttle.entry(list, whom);
             if !self.throttle.remove_entry(list, whom) {
+                // It may be on its way from another node.
+                if self.outbox.is_some() && state.known.len() < MAX_KNOWN {
+                    let until = clock::wall() + ON_ITS_WAY;
+                    let entry = Entry { list, whom: whom.clone(), until, reason: String::new() };
+                    self.note(&mut state, entry, true);
+                }
                 return None;
             }
             let (kind, text) = whom.named();
@@ -170,6 +179,10 @@ impl ListBook {
         if let Some(outbox) = &self.outbox {
             let (client, login) = (subject.client, subject.login.map(Into::into));
             outbox.push(News::Reset { client, login });
+            // What is found here by whom rules acted on, others may not find.
+            for (login, client) in self.throttle.pairs_of(subject) {
+                outbox.push(News::Reset { client: Some(client), login: Some(login.into()) });
+            }
         }
         self.throttle.reset(subject, now)
     }

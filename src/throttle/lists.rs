@@ -446,7 +446,7 @@ mod tests {
     fn the_allowing_list_goes_first_and_the_configuration_stays() {
         let lists = Lists::default();
         assert!(lists.are_empty());
-        lists.configure(&["192.0.2.0/24".into()], &["Fry@planetexpress.com".into()]);
+        lists.configure(&["192.0.2.0/24".into()], &["fry@planetexpress.com".into()]);
         lists
             .add(&[entry(List::Deny, Whom::parse("ip", "192.0.2.9").unwrap(), 60)], now())
             .unwrap();

@@ -20,7 +20,7 @@ mod simulations;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -67,10 +67,20 @@ const BEGINNING: u64 = 400 * 86_400_000;
 
 /// Attempts that wait at one time for one key of a rule, so that no source takes all places. It is also how many guesses a
 /// delay lets through: so many for each time it lasts.
-const MAX_DELAYED_PER_KEY: u16 = 16;
+const MAX_DELAYED_PER_KEY: u32 = 16;
 
-/// Whoever waits because of what all did together.
+/// Whoever comes from nowhere that is known.
 const NOBODY: Key = Key(0);
+
+/// Who waits.
+#[derive(Debug, Default)]
+struct Waiting {
+    all: usize,
+    /// Because of what all did together.
+    by_all: usize,
+    /// Those of one key; none is 0.
+    by_key: HashMap<Key, u32>,
+}
 
 /// The shield. One per daemon.
 pub struct Throttle {
@@ -79,7 +89,7 @@ pub struct Throttle {
     history: ArcSwap<History>,
     hits: Hits,
     /// Attempts that wait, by the key that is to blame.
-    delayed: Mutex<HashMap<Key, u16>>,
+    delayed: Mutex<Waiting>,
     hasher: RandomState,
     /// Of the passwords' hashes; nodes that share their counts share it.
     guess_key: ArcSwap<[u8; 32]>,
@@ -162,8 +172,12 @@ pub struct Judgement {
     pub action: Course,
     /// Why, if it is anything but "go on"; or why it would be, by a rule that only says so.
     pub because: Option<Because>,
-    /// What the rule that delays counted, if it is somebody's own.
+    /// Further rules that only say so.
+    pub logged: Vec<Because>,
+    /// Whose place an attempt that is delayed takes.
     key: Option<Key>,
+    /// It is delayed because of what all did together.
+    by_all: bool,
 }
 
 /// The action on an attempt.
@@ -196,6 +210,13 @@ pub enum Because {
     },
 }
 
+impl Judgement {
+    /// Every rule and list that has something to say; what is done is the first's.
+    pub fn all(&self) -> impl Iterator<Item = &Because> {
+        self.because.iter().chain(&self.logged)
+    }
+}
+
 impl Because {
     /// What it makes be done: deny, delay, log, or allow for the list that lets go on.
     #[must_use]
@@ -220,15 +241,18 @@ impl Because {
 pub struct Delayed<'a> {
     throttle: &'a Throttle,
     key: Key,
+    by_all: bool,
 }
 
 impl Drop for Delayed<'_> {
     fn drop(&mut self) {
-        let mut delayed = self.throttle.delayed();
-        if let Some(count) = delayed.get_mut(&self.key) {
+        let mut waiting = self.throttle.delayed();
+        waiting.all -= 1;
+        waiting.by_all -= usize::from(self.by_all);
+        if let Some(count) = waiting.by_key.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                delayed.remove(&self.key);
+                waiting.by_key.remove(&self.key);
             }
         }
     }
@@ -401,7 +425,11 @@ impl Throttle {
             };
             if let Some(entry) = self.lists.find(asked, clock::wall()) {
                 let action = if entry.list == List::Deny { Course::Deny } else { Course::Go };
-                return Judgement { action, because: Some(Because::List(entry)), key: None };
+                return Judgement {
+                    action,
+                    because: Some(Because::List(entry)),
+                    ..Judgement::default()
+                };
             }
         }
         let time = self.time(now);
@@ -420,26 +448,36 @@ impl Throttle {
             let Some(Reached { count, limit }) = rule.judge(&faces, &history, now) else {
                 continue;
             };
-            let action = rule.settings.action;
+            let action = rule.action(&faces, &history, now);
             let course = match action {
                 Action::Deny => Course::Deny,
                 Action::Delay => Course::Delay(rule.settings.delay.0),
                 Action::Log => Course::Go,
             };
-            if judgement.because.is_none() || course > judgement.action {
-                let name = Arc::clone(&rule.name);
-                let because = Some(Because::Rule { name, action, count, limit });
-                let is_own = rule.settings.per != Per::All;
-                let key = rule.key(&faces).filter(|_| is_own);
-                judgement = Judgement { action: course, because, key };
+            let because = Because::Rule { name: Arc::clone(&rule.name), action, count, limit };
+            if action == Action::Log {
+                judgement.logged.push(because);
+            } else if course > judgement.action {
+                // A place to wait in is its source's: a crowd that guesses at somebody takes none from where they are.
+                judgement.key = match rule.settings.per {
+                    Per::All => faces.net,
+                    Per::Login => faces.pair.or(faces.login),
+                    per => faces.key(per),
+                };
+                judgement.by_all = rule.settings.per == Per::All;
+                (judgement.action, judgement.because) = (course, Some(because));
             }
+        }
+        if judgement.because.is_none() && !judgement.logged.is_empty() {
+            judgement.because = Some(judgement.logged.remove(0));
         }
         judgement
     }
 
     /// Keeps in mind that a rule acted on somebody, for `gatepost policy list`.
     pub fn note(&self, subject: &Subject<'_>, judgement: &Judgement) {
-        if let Some(because @ Because::Rule { name, action, count, limit }) = &judgement.because {
+        for because in judgement.all() {
+            let Because::Rule { name, action, count, limit } = because else { continue };
             let whom = self.whom(subject, because);
             self.hits.note(name, *action, whom, (*count, *limit), clock::wall());
         }
@@ -469,20 +507,35 @@ impl Throttle {
     /// that no other may.
     #[must_use]
     pub fn delay(&self, judgement: &Judgement) -> Option<Delayed<'_>> {
-        let mut delayed = self.delayed();
-        let all = delayed.values().map(|count| usize::from(*count)).sum::<usize>();
+        let mut waiting = self.delayed();
         let key = judgement.key.unwrap_or(NOBODY);
-        let own = delayed.entry(key).or_default();
-        let is_full = key != NOBODY && *own >= MAX_DELAYED_PER_KEY;
-        if is_full || all >= self.rules.load().max_delayed {
+        let own = waiting.by_key.get(&key).copied().unwrap_or(0);
+        let most = self.rules.load().max_delayed;
+        let is_full = key != NOBODY && own >= MAX_DELAYED_PER_KEY;
+        // What all do together leaves half of the places to those whom a rule of their own delays.
+        let crowd_is_full = judgement.by_all && waiting.by_all >= most.div_ceil(2);
+        if is_full || crowd_is_full || waiting.all >= most {
             return None;
         }
-        *own += 1;
-        Some(Delayed { throttle: self, key })
+        waiting.all += 1;
+        waiting.by_all += usize::from(judgement.by_all);
+        waiting.by_key.insert(key, own + 1);
+        Some(Delayed { throttle: self, key, by_all: judgement.by_all })
     }
 
-    fn delayed(&self) -> MutexGuard<'_, HashMap<Key, u16>> {
+    fn delayed(&self) -> MutexGuard<'_, Waiting> {
         self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the denying list names a mailbox that somebody got into by another of its names.
+    #[must_use]
+    pub fn denies_mailbox(&self, address: &str, client: Option<IpAddr>) -> bool {
+        if !self.rules.load().enabled || self.lists.are_empty() {
+            return false;
+        }
+        let client = client.map(|client| client.to_canonical());
+        let asked = Asked { client, login: Some(address), ja3: None };
+        self.lists.find(asked, clock::wall()).is_some_and(|entry| entry.list == List::Deny)
     }
 
     /// Counts what came of an attempt, and tells other nodes.
@@ -625,12 +678,19 @@ impl Throttle {
         };
         // The whole world's count is nobody's.
         let mut cleared = clear(subject, &|per| per != Per::All);
-        for (login, client) in self.hits.pairs(subject.client, subject.login) {
+        for (login, client) in self.pairs_of(subject) {
             let both = Subject { client: Some(client), login: Some(&login), ..Subject::default() };
             cleared |= clear(&both, &|per| matches!(per, Per::LoginIp | Per::LoginNet));
         }
         self.hits.forget(subject.client, subject.login);
         cleared
+    }
+
+    /// The logins with addresses on which rules acted together, where one of them is this subject's: what a reset of it
+    /// alone forgets too.
+    #[must_use]
+    pub fn pairs_of(&self, subject: &Subject<'_>) -> HashSet<(String, IpAddr)> {
+        self.hits.pairs(subject.client, subject.login)
     }
 
     /// On whom rules acted last, the last first.
@@ -666,7 +726,7 @@ impl Throttle {
     /// How many wait now because of a rule.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.delayed().values().map(|count| usize::from(*count)).sum()
+        self.delayed().all
     }
 
     /// Adds entries to the lists, in the place of earlier ones about the same.
@@ -715,16 +775,21 @@ fn whom(per: Per, subject: &Subject<'_>, rules: &Rules) -> String {
         _ => rules.net_v6,
     };
     let net = || address.and_then(|address| net_of(address, prefix));
+    // Whoever has one address of IPv6 has all of its net, and is counted so.
+    let ip = || match address {
+        Some(IpAddr::V6(_)) => net().map(|net| net.to_string()),
+        address => address.map(|address| address.to_string()),
+    };
     let login = subject.login.unwrap_or_default();
     let shown = |what: Option<String>| what.unwrap_or_default();
     match per {
         Per::All => "everybody".into(),
-        Per::Ip => shown(address.map(|it| it.to_string())),
+        Per::Ip => shown(ip()),
         Per::Net => shown(net().map(|it| it.to_string())),
         Per::Login => login.into(),
-        Per::LoginIp => format!("{login} from {}", shown(address.map(|it| it.to_string()))),
+        Per::LoginIp => format!("{login} from {}", shown(ip())),
         Per::LoginNet => format!("{login} from {}", shown(net().map(|it| it.to_string()))),
-        Per::Session => format!("session of {}", shown(address.map(|it| it.to_string()))),
+        Per::Session => format!("session of {}", shown(ip())),
     }
 }
 

@@ -6,7 +6,7 @@ use super::history::History;
 use super::table::{Key, Table};
 use super::tally::{Distinct, Item, Times};
 use super::{Charge, Faces, Time};
-use crate::config::throttle::{Count, Per, Rule as Settings};
+use crate::config::throttle::{Action, Count, Per, Rule as Settings};
 use crate::identity::Domain;
 use crate::service::Service;
 
@@ -131,10 +131,12 @@ impl Rule {
     /// The limit for this attempt: a source with a good history has a higher one. `None`: there is none for it.
     pub(super) fn limit(&self, faces: &Faces<'_>, history: &History, now: Time) -> Option<u32> {
         let limit = self.settings.limit;
-        let is_known = || faces.pair.is_some_and(|pair| history.knows(pair, now));
+        let is_known = || self.knows(faces, history, now);
         match self.settings.per {
-            // Whatever the whole world does with this name: the owner comes from where they always came from.
-            Per::All | Per::Login => (!is_known()).then_some(limit),
+            // Whatever the whole world does with this name, or whoever else does behind this address: the owner comes from
+            // where they always came from. Guesses at them from there are counted by login and net.
+            Per::All | Per::Login | Per::Ip | Per::Net if is_known() => None,
+            Per::All | Per::Login => Some(limit),
             Per::LoginIp | Per::LoginNet | Per::Session if is_known() => Some(limit * 2),
             Per::LoginIp | Per::LoginNet | Per::Session => Some(limit),
             Per::Ip | Per::Net => {
@@ -143,6 +145,19 @@ impl Rule {
                 Some(limit.saturating_add(people.saturating_mul(self.settings.allowance)))
             }
         }
+    }
+
+    /// What the rule does with an attempt that it acts on. Whoever got in from that net before is never denied, only
+    /// delayed: a neighbour who guesses at them must not lock them out at home.
+    pub(super) fn action(&self, faces: &Faces<'_>, history: &History, now: Time) -> Action {
+        match self.settings.action {
+            Action::Deny if self.knows(faces, history, now) => Action::Delay,
+            action => action,
+        }
+    }
+
+    fn knows(&self, faces: &Faces<'_>, history: &History, now: Time) -> bool {
+        faces.pair.is_some_and(|pair| history.knows(pair, now))
     }
 
     /// Counts an attempt if this is what the rule counts.
@@ -159,7 +174,8 @@ impl Rule {
         let (counts, item) = match self.settings.count {
             Count::Attempts => (true, None),
             Count::Failures => (is_failure, item),
-            Count::DistinctWrongPasswords => (matches!(charge, Charge::Failure(_)), item),
+            // A password that nobody can tell from others is no different one.
+            Count::DistinctWrongPasswords => (matches!(charge, Charge::Failure(Some(_))), item),
             Count::DistinctLogins => (is_failure && faces.login.is_some(), faces.login_item()),
             Count::DistinctIps => (is_failure && faces.ip.is_some(), faces.ip.map(item_of)),
             Count::DistinctNets => (is_failure && faces.net.is_some(), faces.net.map(item_of)),

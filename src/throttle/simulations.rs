@@ -156,6 +156,28 @@ fn an_office_that_nobody_remembers_is_slowed_down_at_worst() {
 }
 
 #[test]
+fn a_guesser_in_an_office_locks_nobody_out_who_works_there() {
+    let mut world = World::new();
+    let (mut people, mut guesser) = Default::default();
+    for person in 0..500 {
+        world.attempt(person, OFFICE, &login(person), "right", &mut people);
+    }
+    // Three a second for four hours, at names that are mostly nobody's.
+    for guess in 0..4 * HOUR * 3 {
+        let second = HOUR + guess / 3;
+        let victim = login(400 + mix(guess) % 100_000);
+        world.attempt(second, OFFICE, &victim, &format!("guess{guess}"), &mut guesser);
+        if guess % 10 == 0 {
+            world.attempt(second, OFFICE, &login(mix(guess) % 500), "right", &mut people);
+        }
+    }
+
+    world.says("guesser in an office", &[("people", people), ("guesser", guesser)]);
+    assert_eq!((people.delayed, people.denied), (0, 0));
+    assert!(guesser.denied > guesser.attempts / 2, "{guesser:?}");
+}
+
+#[test]
 fn a_phone_with_an_old_password_hurts_nobody_for_a_week() {
     let mut world = World::new();
     let (mut phone, mut laptop) = (Seen::default(), Seen::default());
@@ -263,6 +285,7 @@ fn a_botnet_on_one_account_does_not_lock_its_owner_out() {
     assert_eq!((owner.delayed, owner.denied), (0, 0));
     // From a new place the owner waits, and gets in.
     assert_eq!(elsewhere.denied, 0);
+    assert!(bots.delayed > bots.attempts / 10 * 9, "{bots:?}");
     // The directory hears three in ten minutes.
     assert!(bots.binds <= 3 * 6 * 24 + 3, "{bots:?}");
 }

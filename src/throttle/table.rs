@@ -77,6 +77,7 @@ impl<T: Tally> Table<T> {
                 self.used_sets.fetch_add(1, Ordering::Relaxed);
                 Box::default()
             });
+            self.reclaim(set, at);
             let place = match set.iter_mut().position(|place| place.key == key.0) {
                 Some(index) => set.get_mut(index),
                 None => {
@@ -89,9 +90,9 @@ impl<T: Tally> Table<T> {
                     })
                 }
             };
+            let is_full = self.heap.load(Ordering::Relaxed) >= HEAP;
             place.map_or(0, |place| {
                 let before = place.tally.heap();
-                let is_full = self.heap.load(Ordering::Relaxed) >= HEAP;
                 place.tally.add(item, at, if is_full { Room::Full } else { Room::Left });
                 self.heap.fetch_add(place.tally.heap(), Ordering::Relaxed);
                 self.heap.fetch_sub(before, Ordering::Relaxed);
@@ -104,6 +105,17 @@ impl<T: Tally> Table<T> {
             self.hot_until.fetch_max(until, Ordering::Relaxed);
         }
         total
+    }
+
+    /// Gives back what the set's places hold beside themselves and no longer count.
+    fn reclaim(&self, set: &mut [Place<T>; WAYS], at: u32) {
+        for place in set {
+            let heap = place.tally.heap();
+            if heap > 0 && is_over(place.tally.last(), at) {
+                place.tally = T::default();
+                self.heap.fetch_sub(heap, Ordering::Relaxed);
+            }
+        }
     }
 
     fn least_useful(&self, set: &[Place<T>; WAYS], at: u32) -> usize {
@@ -268,6 +280,20 @@ mod tests {
         assert_eq!(table.size(), (8, 0));
         assert!((0..4).all(|number| table.total(key(number), much_later) > 0));
         assert!((4..8).all(|number| table.total(key(number), much_later) == 0));
+    }
+
+    #[test]
+    fn what_a_key_held_is_given_back_when_somebody_comes_by_after_its_window() {
+        let table: Table<Distinct> = Table::new(WAYS, 80_000);
+        for item in 0..100 {
+            table.add(key(1), Some(item), 1000, NOW);
+        }
+        let with_sketch = table.bytes();
+
+        table.add(key(2), Some(1), 1000, Time(NOW.0 + 200_000));
+
+        assert!(table.bytes() + 1000 < with_sketch, "{} {with_sketch}", table.bytes());
+        assert_eq!(table.total(key(1), Time(NOW.0 + 200_000)), 0);
     }
 
     #[test]

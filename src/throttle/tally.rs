@@ -44,7 +44,7 @@ pub(super) trait Tally: Default {
 /// Whether there is room for one sketch more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// No: the oldest value gives way, and is still counted.
+    /// No: the oldest value gives way, and no more are counted than fit. Too few rather than the same ones again.
     Full,
     /// There is.
     Left,
@@ -193,8 +193,6 @@ pub(super) struct Few {
     last: u32,
     /// Values that were like no other so far.
     unlike: Wrapping<Item>,
-    /// Values that gave way to others since the first of these came.
-    gave_way: u16,
     /// Which places are taken, a bit each.
     taken: u32,
     items: [Item; FEW],
@@ -216,7 +214,7 @@ impl Few {
         let stale = self.entries().filter(|(_, _, bucket)| is_over(*bucket, at));
         let stale = stale.fold(0, |mask, (index, ..)| mask | 1 << index);
         if is_over(self.last, at) {
-            (self.taken, self.gave_way) = (0, 0);
+            self.taken = 0;
         }
         self.taken &= !stale;
         self.last = at;
@@ -232,10 +230,7 @@ impl Few {
                 sketch.add(Some(item), seen);
                 return Some(sketch);
             }
-            (None, u32::MAX) => {
-                self.gave_way = self.gave_way.saturating_add(1);
-                self.oldest(at).unwrap_or(0)
-            }
+            (None, u32::MAX) => self.oldest(at).unwrap_or(0),
             (None, taken) => taken.trailing_ones(),
         };
         self.taken |= 1 << place;
@@ -263,8 +258,7 @@ impl Few {
     }
 
     fn total(&self, at: u32) -> u32 {
-        let live = u32::try_from(self.live(at).count()).unwrap_or(u32::MAX);
-        if live == 0 { 0 } else { live + u32::from(self.gave_way) }
+        u32::try_from(self.live(at).count()).unwrap_or(u32::MAX)
     }
 
     fn take_back(&mut self, at: u32) {
@@ -474,12 +468,12 @@ mod tests {
     }
 
     #[test]
-    fn without_room_for_a_sketch_counting_goes_on() {
+    fn without_room_for_a_sketch_no_more_are_counted_than_fit() {
         let mut distinct = Distinct::default();
         for item in 0..40 {
             distinct.add(Some(item), 100, Room::Full);
         }
-        assert_eq!((distinct.total(100), distinct.heap()), (40, 0));
+        assert_eq!((distinct.total(100), distinct.heap()), (32, 0));
         assert_eq!(distinct.total(109), 0);
 
         distinct.add(Some(1), 120, Room::Full);

@@ -254,6 +254,45 @@ fn whoever_got_in_from_there_is_treated_milder_than_a_stranger() {
 }
 
 #[test]
+fn whoever_got_in_from_there_is_not_denied_for_what_others_there_do() {
+    // A guesser in the same office, at others.
+    for per in [Per::Ip, Per::Net] {
+        let fixture = Fixture::of(rule(Count::DistinctWrongPasswords, per, 5));
+        fixture.learn(&from("192.0.2.9", FRY), Outcome::Accepted);
+        for guess in 0..100 {
+            fixture.learn(&from("192.0.2.9", "x@y.z"), Outcome::Failed(Some(guess)));
+        }
+        assert!(!fixture.denies(&from("192.0.2.9", FRY)), "{per:?}");
+        assert!(fixture.denies(&from("192.0.2.9", AMY)), "{per:?}");
+    }
+    // A guesser in the same net, at them: they wait, and get in.
+    let fixture = Fixture::of(rule(Count::DistinctWrongPasswords, Per::LoginNet, 5));
+    fixture.learn(&from("192.0.2.9", FRY), Outcome::Accepted);
+    for guess in 0..100 {
+        fixture.learn(&from("192.0.2.66", FRY), Outcome::Failed(Some(guess)));
+    }
+    let judgement = fixture.throttle.check(&from("192.0.2.9", FRY), fixture.now);
+    assert_eq!(judgement.action, Course::Delay(Duration::from_secs(5)));
+}
+
+#[test]
+fn a_crowd_takes_half_of_the_places_to_wait_in_and_few_from_one_net() {
+    let delay = |per, limit| Rule { action: Action::Delay, ..rule(Count::Failures, per, limit) };
+    let fixture = Fixture::new(&Settings { max_delayed: 40, ..one_rule(delay(Per::All, 1)) });
+    fixture.learn(&from("192.0.2.9", FRY), Outcome::Failed(None));
+    let wait = |net: u8| {
+        let subject = from(&format!("10.0.{net}.1"), AMY).client;
+        let subject = Subject { client: subject, ..from("10.0.0.1", AMY) };
+        let judgement = fixture.throttle.check(&subject, fixture.now);
+        fixture.throttle.delay(&judgement)
+    };
+    let one: Vec<_> = (0..40).map_while(|_| wait(1)).collect();
+    assert_eq!(one.len(), 16);
+    let others: Vec<_> = (2..40).map_while(wait).collect();
+    assert_eq!(others.len(), 4);
+}
+
+#[test]
 fn the_sternest_rule_decides_and_one_that_only_logs_says_so() {
     let with = |action, limit| Rule { action, ..rule(Count::Failures, Per::Ip, limit) };
     let settings = Settings {
@@ -286,8 +325,11 @@ fn the_sternest_rule_decides_and_one_that_only_logs_says_so() {
     ];
     assert_eq!(seen, expected);
     let hits = fixture.throttle.hits();
-    assert_eq!(hits.len(), 3);
-    assert!(hits.iter().all(|hit| hit.whom == "192.0.2.9" && hit.times == 1));
+    let mut times: Vec<_> = hits.iter().map(|hit| (&*hit.rule, hit.times)).collect();
+    times.sort_unstable();
+    // A rule that only logs is heard beside those that act.
+    assert_eq!(times, [("a-log", 3), ("b-delay", 1), ("c-deny", 1)]);
+    assert!(hits.iter().all(|hit| hit.whom == "192.0.2.9"));
 }
 
 #[test]
@@ -401,6 +443,9 @@ fn places_to_wait_in_are_bounded_in_all_and_for_each_key_and_are_given_back() {
     assert_eq!(places.len(), 16);
     let further: Vec<_> = (0..17).map_while(|_| fixture.throttle.delay(&other)).collect();
     assert_eq!((further.len(), fixture.throttle.waiting()), (4, 20));
+    // Whoever found no place leaves nothing behind.
+    assert!(fixture.throttle.delay(&judgement("203.0.113.9")).is_none());
+    assert_eq!(fixture.throttle.delayed().by_key.len(), 2);
 
     drop(places);
 

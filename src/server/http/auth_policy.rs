@@ -255,8 +255,8 @@ impl HttpDoor {
         let login = (self.shield().normalise)(&tuple.login);
         let subject = subject(tuple, login.as_deref());
         let judgement = self.shield().throttle.check(&subject, now);
-        if let Some(because) = &judgement.because {
-            self.shield().throttle.note(&subject, &judgement);
+        self.shield().throttle.note(&subject, &judgement);
+        for because in judgement.all() {
             self.parts.metrics.throttled(&because.word(), because.action());
         }
         let answer = answer_of(&judgement);

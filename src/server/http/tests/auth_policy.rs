@@ -367,8 +367,10 @@ async fn a_rule_delays_or_only_says_so() {
     assert_eq!(logged, json!({ "status": 0, "msg": "", "r_attrs": {} }));
     assert_eq!(delayed, json!({ "status": 3, "msg": "", "r_attrs": {} }));
     let metrics = fixture.metrics.encode();
-    for labels in [r#"rule="log",action="log""#, r#"rule="delay",action="delay""#] {
-        let line = format!("gatepost_throttle_total{{{labels}}} 1");
+    for (labels, times) in
+        [(r#"rule="log",action="log""#, 2), (r#"rule="delay",action="delay""#, 1)]
+    {
+        let line = format!("gatepost_throttle_total{{{labels}}} {times}");
         assert!(metrics.contains(&line), "{line} is not in {metrics}");
     }
     let hits: Vec<_> = fixture.throttle.hits().into_iter().map(|hit| hit.rule).collect();
