@@ -6,6 +6,7 @@
 
 use std::io::Write as _;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::BytesMut;
@@ -38,8 +39,47 @@ const PASSWORD: &str = "correct-horse";
 /// As many requests as come in one read.
 const REQUESTS: u32 = 32;
 
+#[expect(clippy::disallowed_methods, reason = "cargo's own arguments go to divan")]
 fn main() {
-    divan::main();
+    match std::env::var("GATEPOST_KEYS").ok().and_then(|keys| keys.parse().ok()) {
+        Some(keys) => flood(keys),
+        None => divan::main(),
+    }
+}
+
+/// `GATEPOST_KEYS=10000000 cargo bench --bench micro`: so many addresses fail at as many logins within ten minutes. What
+/// memory that takes, and how long a check takes meanwhile.
+#[expect(clippy::print_stdout, reason = "it says what it measured")]
+fn flood(keys: u32) {
+    let start = clock::now();
+    let throttle = Throttle::new(&Config::default().throttle, [7; 32], start);
+    let mut took = Vec::new();
+    for number in 0..keys {
+        let now = start + Duration::from_secs(600).mul_f64(f64::from(number) / f64::from(keys));
+        let login = format!("{number}@example.org");
+        let subject = Subject {
+            client: Some(std::net::Ipv4Addr::from_bits((100 << 24) | number).into()),
+            login: Some(&login),
+            service: Some(Service::Imap),
+            ..Subject::default()
+        };
+        let begun = clock::now();
+        let course = throttle.check(&subject, now).action;
+        if number % 16 == 0 {
+            took.push(begun.elapsed());
+        }
+        black_box(course);
+        throttle.learn(&subject, Outcome::Failed(Some(7)), now);
+    }
+    took.sort_unstable();
+    let at = |share: usize| took.get(took.len() * share / 1000).copied().unwrap_or_default();
+    println!(
+        "{keys} keys: {} KiB; a check: p50 {:?}, p99 {:?}, p99.9 {:?}",
+        throttle.bytes() / 1024,
+        at(500),
+        at(990),
+        at(999)
+    );
 }
 
 /// The core with one mailbox that logged in once and was looked up once.
