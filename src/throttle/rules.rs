@@ -156,8 +156,10 @@ impl Rule {
         }
     }
 
+    /// Whether a good history counts: for a rule about the sheer number of attempts it does not.
     fn knows(&self, faces: &Faces<'_>, history: &History, now: Time) -> bool {
-        faces.pair.is_some_and(|pair| history.knows(pair, now))
+        self.settings.count != Count::Attempts
+            && faces.pair.is_some_and(|pair| history.knows(pair, now))
     }
 
     /// Counts an attempt if this is what the rule counts.

@@ -276,6 +276,17 @@ fn whoever_got_in_from_there_is_not_denied_for_what_others_there_do() {
 }
 
 #[test]
+fn a_rule_about_the_number_of_attempts_is_for_everybody() {
+    let fixture = Fixture::of(rule(Count::Attempts, Per::LoginNet, 5));
+    for _ in 0..5 {
+        assert!(!fixture.denies(&from("192.0.2.9", FRY)));
+        fixture.learn(&from("192.0.2.9", FRY), Outcome::Accepted);
+    }
+
+    assert!(fixture.denies(&from("192.0.2.9", FRY)));
+}
+
+#[test]
 fn a_crowd_takes_half_of_the_places_to_wait_in_and_few_from_one_net() {
     let delay = |per, limit| Rule { action: Action::Delay, ..rule(Count::Failures, per, limit) };
     let fixture = Fixture::new(&Settings { max_delayed: 40, ..one_rule(delay(Per::All, 1)) });
