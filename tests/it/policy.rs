@@ -146,16 +146,20 @@ fn who_is_delayed_waits_and_is_judged_then() {
     let (answer, took) = timed(&password_of("fry"));
     accepted(&answer);
     assert!(took >= Duration::from_secs(1), "{took:?}");
-    // What memory could answer waits as well.
+    // What memory could answer waits as well, of somebody who was never here before.
     let socket = gatepost.configuration.auth_socket();
     let mut client = AuthClient::connect(Wire::Unix(&socket), 2);
     let began = now();
     let fields = format!("service=imap\trip={GUESSER}");
-    let answer = client.login(&fields, mail_of("fry"), password_of("fry"));
+    let answer = client.login(&fields, mail_of("leela"), password_of("leela"));
     assert!(answer.starts_with("OK\t1"), "{answer:?}");
     assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    // Who got in from there before does not.
+    let (answer, took) = timed(&password_of("fry"));
+    accepted(&answer);
+    assert!(took < Duration::from_millis(900), "{took:?}");
     assert_eq!(slapd.binds_as("fry"), 4);
-    assert_eq!(decisions(&gatepost, 6, &[" throttle=slow"]), 3);
+    assert_eq!(decisions(&gatepost, 7, &[" throttle=slow"]), 3);
 }
 
 #[test]
