@@ -276,7 +276,9 @@ fn a_dovecot_with_a_wrong_token_is_told_so() {
         let reply = world.login("fry", RIGHT);
 
         assert!(reply.starts_with("a OK"), "{home:?}: {reply}");
-        assert!(world.dovecot.log().contains("401"), "{home:?}: {}", world.dovecot.log());
+        wait_until("Dovecot says so", Duration::from_secs(10), || {
+            world.dovecot.log().contains("401")
+        });
         assert_eq!(world.asked(), (0, 0));
         assert!(world.gatepost.log().contains("a caller without the door's token"));
     }
