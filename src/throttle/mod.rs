@@ -404,7 +404,10 @@ impl Throttle {
             ip,
             net,
             pair: login.zip(net).map(|(login, net)| join(login, net)),
-            session: session.map(|session| key(4, &|kind| hash(kind, session))),
+            // With the address: whoever makes session ids up, or repeats them, harms no other client.
+            session: session
+                .map(|session| key(4, &|kind| hash(kind, session)))
+                .map(|session| ip.map_or(session, |ip| join(session, ip))),
             service: subject.service,
             text: subject.login,
         }
