@@ -31,7 +31,7 @@ use foldhash::quality::RandomState;
 use serde::Serialize;
 
 use crate::clock;
-use crate::config::throttle::{Action, Per, Throttle as Settings};
+use crate::config::throttle::{Action, Count, Per, Throttle as Settings};
 use crate::secret::Password;
 use crate::service::Service;
 
@@ -355,16 +355,14 @@ impl Throttle {
             Rule::new(name, rule, settings.keys, before)
         };
         let in_force = settings.rule.iter().filter(|(_, rule)| rule.limit > 0);
-        let counts = |rule: &crate::config::throttle::Rule| {
-            rule.limit > 0 && rule.count == crate::config::throttle::Count::Attempts
-        };
+        let rules: Vec<Rule> = in_force.map(compile).collect();
         self.rules.store(Arc::new(Rules {
             enabled: settings.enabled,
             net_v4: settings.net_v4,
             net_v6: settings.net_v6,
             max_delayed: settings.max_delayed,
-            rules: in_force.map(compile).collect(),
-            counts_attempts: settings.rule.values().any(counts),
+            counts_attempts: rules.iter().any(|rule| rule.settings.count == Count::Attempts),
+            rules,
         }));
         let size = history_size(settings);
         if self.history.load().size() != size {
@@ -384,12 +382,11 @@ impl Throttle {
     }
 
     fn faces<'a>(&self, rules: &Rules, subject: &Subject<'a>) -> Faces<'a> {
-        let key = |kind: u8, what: &dyn Fn(u8) -> u64| Key(what(kind) | 1);
-        let hash = |kind: u8, value: &str| self.hasher.hash_one((kind, value));
+        let of_text = |kind: u8, text: &str| Key(self.hasher.hash_one((kind, text)) | 1);
         let address = subject.client.map(|client| client.to_canonical());
         let of_net = |kind: u8, prefix: u8| {
             let net = net_of(address?, prefix)?.addr();
-            Some(key(kind, &|kind| self.hasher.hash_one((kind, net))))
+            Some(Key(self.hasher.hash_one((kind, net)) | 1))
         };
         let (ip, net) = match address {
             Some(IpAddr::V4(_)) => (of_net(1, 32), of_net(2, rules.net_v4)),
@@ -397,7 +394,7 @@ impl Throttle {
             Some(IpAddr::V6(_)) => (of_net(1, rules.net_v6), of_net(2, rules.net_v6)),
             None => (None, None),
         };
-        let login = subject.login.map(|login| key(3, &|kind| hash(kind, login)));
+        let login = subject.login.map(|login| of_text(3, login));
         let session = subject.session.filter(|session| !session.is_empty());
         Faces {
             login,
@@ -405,9 +402,10 @@ impl Throttle {
             net,
             pair: login.zip(net).map(|(login, net)| join(login, net)),
             // With the address: whoever makes session ids up, or repeats them, harms no other client.
-            session: session
-                .map(|session| key(4, &|kind| hash(kind, session)))
-                .map(|session| ip.map_or(session, |ip| join(session, ip))),
+            session: session.map(|session| {
+                let session = of_text(4, session);
+                ip.map_or(session, |ip| join(session, ip))
+            }),
             service: subject.service,
             text: subject.login,
         }
@@ -804,7 +802,7 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// RFC 3339 in seconds, for what is shown.
+/// How many seconds are left until then; 0 once it is past.
 #[must_use]
 pub fn seconds_left(until: SystemTime) -> u64 {
     until.duration_since(clock::wall()).unwrap_or_default().as_secs()

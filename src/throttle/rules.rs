@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::history::History;
 use super::table::{Key, Table};
 use super::tally::{Distinct, Item, Times};
-use super::{Charge, Faces, Time};
+use super::{Charge, Faces, Time, millis};
 use crate::config::throttle::{Action, Count, Per, Rule as Settings};
 use crate::identity::Domain;
 use crate::service::Service;
@@ -58,11 +58,8 @@ pub(super) struct Reached {
 impl Rule {
     /// Compiles a rule, over the counts of the one that had its name before if it counts the same.
     pub(super) fn new(name: &str, settings: &Settings, keys: usize, before: Option<&Self>) -> Self {
-        let millis = |span: crate::config::units::Span| {
-            u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX)
-        };
-        let (by, window) = ((settings.count, settings.per), millis(settings.window));
-        let hold = millis(settings.hold);
+        let (by, window) = ((settings.count, settings.per), millis(settings.window.0));
+        let hold = millis(settings.hold.0);
         let same = before.map(|before| &before.counted).filter(|counted| {
             let held = counted.held.is_some() == (hold > window);
             held && counted.by == by && counted.window == window && counted.keys == keys
@@ -96,10 +93,7 @@ impl Rule {
 
     /// For what an attempt is counted here, if it is.
     pub(super) fn key(&self, faces: &Faces<'_>) -> Option<Key> {
-        if self.settings.limit == 0 || !self.concerns(faces) {
-            return None;
-        }
-        faces.key(self.settings.per)
+        if self.concerns(faces) { faces.key(self.settings.per) } else { None }
     }
 
     /// Whether anybody may be past the limit at all.
