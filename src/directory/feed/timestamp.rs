@@ -194,20 +194,11 @@ async fn look_back(source: &Source<'_>, window: &Window) -> Result<(Vec<Entry>, 
     Ok((all, flooded))
 }
 
-/// `YYYYMMDDhhmmssZ` of seconds since 1970.
+/// `YYYYMMDDhhmmssZ` of seconds since 1970; no entry is older than that.
 fn generalized(seconds: i64) -> String {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // H. Hinnant, `civil_from_days`.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    let seconds = u64::try_from(seconds).unwrap_or(0);
+    let (year, month, day) = clock::civil_from_days(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
     format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}Z")
 }
 
