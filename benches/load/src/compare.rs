@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use crate::client::{Askers, Drive, Mix, Until};
 use crate::connection::Connection;
 use crate::figures::{Figures, count, mebibytes, quantile};
-use crate::site::{ASKS, REMEMBERS, Site, floor};
+use crate::site::{ASKS, ON_GATEPOST, REMEMBERS, Site, floor};
 use crate::wire::{Asker, Protocol, Said};
 use crate::{checkpassword, ldap, storm};
 
@@ -166,7 +166,8 @@ impl Compare {
 
     fn recorder(&self, case: &str, server: &str) -> anyhow::Result<Option<Child>> {
         let is_wanted = |wanted: &String| case.split(' ').next() == Some(wanted);
-        if server != REMEMBERS.name || !self.options.perf.as_ref().is_some_and(is_wanted) {
+        let is_ours = [REMEMBERS.name, ASKS.name, ON_GATEPOST].contains(&server);
+        if !is_ours || !self.options.perf.as_ref().is_some_and(is_wanted) {
             return Ok(None);
         }
         let pid = self.site.counted(server, Protocol::Dovecot)?.root().to_string();
@@ -434,7 +435,7 @@ impl Compare {
             return Ok(());
         }
         self.site.start_dovecot_on_gatepost()?;
-        let servers = ["dovecot-on-gatepost", "dovecot"];
+        let servers = [ON_GATEPOST, "dovecot"];
         for server in servers {
             self.warm(server, Protocol::Imap, REMEMBERED)?;
         }

@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use crate::compare::Compare;
 use crate::figures::{Figures, median};
+use crate::site::ON_GATEPOST;
 use crate::targets::{self, figure, ratio};
 
 const BEGIN: &str = "<!-- benches/load/run: begin -->\n";
@@ -47,7 +48,7 @@ fn row(figures: &[Figures], case: &str, server: &str, text: &mut String) -> anyh
         |field: fn(&Figures) -> f64| median(of().map(field)).map(figure).context("no rounds");
     // Where Gatepost is not asked under its own name, it is what judges for another.
     let asked = |name: &&str| figures.iter().any(|it| it.case == case && it.server == *name);
-    let ours = ["gatepost", "gatepost-asks", "dovecot-on-gatepost"].into_iter().find(asked);
+    let ours = ["gatepost", "gatepost-asks", ON_GATEPOST].into_iter().find(asked);
     let beside = |field: fn(&Figures) -> f64| {
         let ratio = ours
             .filter(|ours| *ours != server)

@@ -39,6 +39,8 @@ pub struct Gatepost {
 
 /// Answers from memory.
 pub const REMEMBERS: Gatepost = Gatepost { name: "gatepost", fresh: "1h" };
+/// Dovecot, whose auth process is the shim.
+pub const ON_GATEPOST: &str = "dovecot-on-gatepost";
 /// Knows the entry, and asks the directory every time.
 pub const ASKS: Gatepost = Gatepost { name: "gatepost-asks", fresh: "0s" };
 
@@ -215,7 +217,7 @@ impl Site {
         let socket = self.dir.join(format!("{}-shim", REMEMBERS.name));
         let auth =
             format!("service auth {{\n executable = {} {}\n}}\n", shim.display(), socket.display());
-        self.start_a_dovecot("dovecot-on-gatepost", &auth)
+        self.start_a_dovecot(ON_GATEPOST, &auth)
     }
 
     fn start_a_dovecot(&mut self, name: &'static str, auth: &str) -> anyhow::Result<()> {
@@ -294,7 +296,7 @@ impl Site {
     pub fn counted(&self, server: &str, protocol: Protocol) -> anyhow::Result<Counted> {
         Ok(match (server, protocol) {
             ("dovecot", Protocol::Imap) => Counted::Named(self.pid(server)?, "auth"),
-            ("dovecot-on-gatepost", _) => Counted::All(vec![
+            (ON_GATEPOST, _) => Counted::All(vec![
                 Counted::Tree(self.pid(REMEMBERS.name)?),
                 // The kernel cuts names to 15 characters.
                 Counted::Named(self.pid(server)?, "gatepost-doveco"),

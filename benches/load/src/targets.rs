@@ -3,6 +3,7 @@
 
 use crate::compare::Compare;
 use crate::figures::{Figures, median};
+use crate::site::ON_GATEPOST;
 
 /// Must the figure be at least or at most the target?
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +102,7 @@ impl Lines<'_> {
         self.value("P6", "cold logins/s (5 × Nauthilus')", cold, AtLeast(5.0 * NAUTHILUS_COLD));
         let p9 = ("P9 look-up, 32 in flight", GATEPOST, CPU);
         self.value("P9", "CPU µs per look-up", p9, AtMost(2.0));
-        let (p13, ours) = ("P13 IMAP LOGIN, 8 at once", "dovecot-on-gatepost");
+        let (p13, ours) = ("P13 IMAP LOGIN, 8 at once", ON_GATEPOST);
         self.ratio("P13", "CPU of Dovecot's auth ÷ ours", (p13, DOVECOT, ours, CPU), AtLeast(10.0));
         self.ratio("P13", "our rate ÷ Dovecot's", (p13, ours, DOVECOT, RATE), AtLeast(1.0));
     }
