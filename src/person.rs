@@ -81,19 +81,19 @@ pub struct Attributes(Box<[u8]>);
 pub struct Values<'a>(&'a [u8]);
 
 impl Attributes {
-    /// Adds values to an attribute; the name's case does not matter.
+    /// Adds values to an attribute; the name's case does not matter. To make them all, collect them.
     pub fn insert(&mut self, name: &str, values: impl IntoIterator<Item = Box<[u8]>>) {
+        let values = values.into_iter().collect::<Vec<_>>();
         let mut all = self.to_map();
-        let list = all.entry(name.to_ascii_lowercase()).or_default();
-        values.into_iter().for_each(|value| write_field(&value, list));
-        *self = Self::of(&all);
+        all.entry(name.to_ascii_lowercase()).or_default().extend(values.iter().map(AsRef::as_ref));
+        *self = all.into_iter().collect();
     }
 
     /// Takes an attribute out.
     pub fn remove(&mut self, name: &str) {
         let mut all = self.to_map();
         all.remove(&name.to_ascii_lowercase());
-        *self = Self::of(&all);
+        *self = all.into_iter().collect();
     }
 
     /// All values of an attribute, in the order the directory gave them.
@@ -122,15 +122,21 @@ impl Attributes {
         self.0.len()
     }
 
-    fn to_map(&self) -> BTreeMap<String, Vec<u8>> {
-        self.iter().map(|(name, values)| (name.to_owned(), values.0.to_vec())).collect()
+    fn to_map(&self) -> BTreeMap<String, Vec<&[u8]>> {
+        self.iter().map(|(name, values)| (name.to_owned(), values.collect())).collect()
     }
+}
 
-    fn of(all: &BTreeMap<String, Vec<u8>>) -> Self {
+/// Of names in lower case, each with its values.
+impl<V: AsRef<[u8]>> FromIterator<(String, Vec<V>)> for Attributes {
+    fn from_iter<I: IntoIterator<Item = (String, Vec<V>)>>(all: I) -> Self {
+        let all: BTreeMap<_, _> = all.into_iter().collect();
         let mut bytes = Vec::new();
         for (name, values) in all {
             write_field(name.as_bytes(), &mut bytes);
-            write_field(values, &mut bytes);
+            let fields: usize = values.iter().map(|value| 4 + value.as_ref().len()).sum();
+            write_length(fields, &mut bytes);
+            values.iter().for_each(|value| write_field(value.as_ref(), &mut bytes));
         }
         Self(bytes.into())
     }
@@ -155,10 +161,14 @@ impl<'a> Iterator for Values<'a> {
 }
 
 fn write_field(bytes: &[u8], output: &mut Vec<u8>) {
-    // Nothing that comes in one LDAP message is longer.
-    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    output.extend_from_slice(&length.to_le_bytes());
+    write_length(bytes.len(), output);
     output.extend_from_slice(bytes);
+}
+
+fn write_length(length: usize, output: &mut Vec<u8>) {
+    // Nothing that comes in one LDAP message is longer.
+    let length = u32::try_from(length).unwrap_or(u32::MAX);
+    output.extend_from_slice(&length.to_le_bytes());
 }
 
 fn take_field<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {

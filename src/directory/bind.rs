@@ -1,39 +1,23 @@
-//! Simple binds, one at a time on a connection of their own (RFC 4511 §4.2, §4.14). This one operation speaks LDAP itself:
-//! it is what a login waits for, and the client library passes each through two tasks and three channels; nor does that
-//! send passwords that are not UTF-8 (RFC 4513 §5.1.3 wants UTF-8, servers compare bytes), nor zero what it sent.
+//! Simple binds, one at a time on a connection of their own (RFC 4511 §4.2). Passwords are bytes: the client library sends
+//! none that are not UTF-8 (RFC 4513 §5.1.3 wants UTF-8, servers compare bytes), nor does it zero what it sent.
 
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::ber::{element, length_bytes, unsigned, write_element, write_number};
-use super::connect::{ConnectError, Stage, Target};
+use super::ber::{write_element, write_number};
+use super::connect::{ConnectError, Target};
 use super::connection::OperationError;
-use super::verdict::{BindReply, POLICY_OID, parse_policy};
+use super::verdict::{BindReply, POLICY_OID};
+use super::wire::{self, BIND_RESPONSE, FIRST_ID, Message, Stream, next_message, no_answer};
 use crate::clock;
-use crate::config::directory::Tls;
-
-/// The longest answer that is read; a bind's has some hundred bytes.
-const ANSWER_LIMIT: usize = 64 * 1024;
-
-/// RFC 4511 §4.14.1
-const STARTTLS_OID: &str = "1.3.6.1.4.1.1466.20037";
-
-const STARTTLS_ID: u32 = 1;
-
-const BIND_RESPONSE: u8 = 0x61;
-const EXTENDED_RESPONSE: u8 = 0x78;
 
 /// A connection that serves binds; dropping it closes it.
 pub(super) struct BindConnection {
@@ -43,28 +27,11 @@ pub(super) struct BindConnection {
     born: Instant,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
 impl BindConnection {
     /// Connects as [`Target::connect`] does; all of it within the time given.
     pub(super) async fn open(target: &Target, within: Duration) -> Result<Self, ConnectError> {
-        let until = clock::now() + within;
-        let addresses = target.resolve(within).await?;
-        let socket = target.reach(&addresses, until).await?;
-        let left = until.saturating_duration_since(clock::now());
-        let failed = |detail, timed_out| ConnectError { stage: Stage::Tls, detail, timed_out };
-        match timeout(left, protect(target, socket)).await {
-            Ok(Ok(stream)) => Ok(Self {
-                stream,
-                input: BytesMut::new(),
-                last_id: STARTTLS_ID,
-                born: clock::now(),
-            }),
-            Ok(Err(error)) => Err(failed(target.explain_io(&error), false)),
-            Err(_) => Err(failed(target.explain_silence(left), true)),
-        }
+        let stream = wire::open(target, within).await?;
+        Ok(Self { stream, input: BytesMut::new(), last_id: FIRST_ID, born: clock::now() })
     }
 
     /// The bind. An answer of the server, whatever its code, is `Ok`; what is no answer may have been looked at.
@@ -88,18 +55,21 @@ impl BindConnection {
         self.stream.write_all(request).await?;
         self.stream.flush().await?;
         loop {
-            if let Some((head, length)) = message_length(&self.input)? {
-                let end = head + length;
-                if let Some(content) = self.input.get(head..end) {
-                    let reply = decode(content, self.last_id, BIND_RESPONSE);
-                    self.input.advance(end);
-                    return reply.ok_or_else(no_answer);
-                }
+            if let Some(content) = next_message(&mut self.input, wire::SHORT)? {
+                let message = Message::parse(&content);
+                return message
+                    .and_then(|message| message.result(self.last_id, BIND_RESPONSE))
+                    .ok_or_else(no_answer);
             }
             if self.stream.read_buf(&mut self.input).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+
+    /// Its stream, and the last message id that was used on it. Nothing that was sent is unanswered.
+    pub(super) fn into_stream(self) -> (Box<dyn Stream>, u32) {
+        (self.stream, self.last_id)
     }
 
     /// Whether the server has neither closed it nor said anything (a notice of disconnection is all that it could say).
@@ -118,106 +88,6 @@ impl BindConnection {
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.born)
     }
-}
-
-async fn protect(target: &Target, socket: std::net::TcpStream) -> io::Result<Box<dyn Stream>> {
-    let mut socket = TcpStream::from_std(socket)?;
-    if target.tls() == Tls::Starttls {
-        socket.write_all(&starttls_request()).await?;
-        let message = read_message(&mut socket).await?;
-        let answer = decode(&message, STARTTLS_ID, EXTENDED_RESPONSE).ok_or_else(no_answer)?;
-        if answer.code != 0 {
-            let refusal = format!("refused: code {} {}", answer.code, answer.text);
-            return Err(io::Error::other(refusal));
-        }
-    }
-    let Some(config) = target.tls_config() else { return Ok(Box::new(socket)) };
-    let name = ServerName::try_from(target.tls_name().to_owned()).map_err(io::Error::other)?;
-    let connector = TlsConnector::from(Arc::clone(config));
-    Ok(Box::new(connector.connect(name, socket).await?))
-}
-
-fn no_answer() -> io::Error {
-    bad("what came is no answer to the request")
-}
-
-fn bad(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
-}
-
-/// How many bytes stand before the content of the LDAPMessage that begins here, and how many that has; `None`: more is
-/// needed to tell.
-fn message_length(bytes: &[u8]) -> io::Result<Option<(usize, usize)>> {
-    let Some((tag, rest)) = bytes.split_first() else { return Ok(None) };
-    if *tag != 0x30 {
-        return Err(bad("what came is not ldap"));
-    }
-    let Some((first, rest)) = rest.split_first() else { return Ok(None) };
-    let more = length_bytes(*first).ok_or_else(|| bad("what came is not ldap"))?;
-    let length = match (more, rest.get(..more)) {
-        (0, _) => u32::from(*first),
-        (_, None) => return Ok(None),
-        (_, Some(bytes)) => unsigned(bytes).unwrap_or(u32::MAX),
-    };
-    match usize::try_from(length).ok().filter(|length| *length <= ANSWER_LIMIT) {
-        Some(length) => Ok(Some((2 + more, length))),
-        None => Err(bad("the answer is too long")),
-    }
-}
-
-/// The content of one LDAPMessage. Not a byte more is read: after StartTLS the rest must be TLS.
-async fn read_message(stream: &mut (impl AsyncRead + Unpin + ?Sized)) -> io::Result<Vec<u8>> {
-    let mut head = Vec::new();
-    let length = loop {
-        head.push(stream.read_u8().await?);
-        if let Some((_, length)) = message_length(&head)? {
-            break length;
-        }
-    };
-    let mut content = vec![0; length];
-    stream.read_exact(&mut content).await?;
-    Ok(content)
-}
-
-/// Reads the result in a message's content; `None` for another kind of answer, or one to another request: a notice
-/// of disconnection has id 0.
-fn decode(message: &[u8], id: u32, wanted: u8) -> Option<BindReply> {
-    let (0x02, number, rest) = element(message)? else { return None };
-    let (tag, answer, rest) = element(rest)?;
-    if unsigned(number) != Some(id) || tag != wanted {
-        return None;
-    }
-    let (0x0a, code, answer) = element(answer)? else { return None };
-    let (0x04, _matched_dn, answer) = element(answer)? else { return None };
-    let (0x04, text, _) = element(answer)? else { return None };
-    let policy = match element(rest) {
-        Some((0xa0, controls, _)) => policy_value(controls).and_then(parse_policy),
-        _ => None,
-    };
-    Some(BindReply {
-        code: unsigned(code)?,
-        text: String::from_utf8_lossy(text).into_owned(),
-        policy,
-    })
-}
-
-/// The value of the password policy control among these.
-fn policy_value(mut controls: &[u8]) -> Option<&[u8]> {
-    while let Some((tag, control, rest)) = element(controls) {
-        controls = rest;
-        let Some((0x04, oid, mut parts)) = element(control) else { continue };
-        if tag != 0x30 || oid != POLICY_OID.as_bytes() {
-            continue;
-        }
-        // The criticality stands before the value, where it is there at all.
-        while let Some((tag, value, rest)) = element(parts) {
-            if tag == 0x04 {
-                return Some(value);
-            }
-            parts = rest;
-        }
-    }
-    None
 }
 
 /// Zeroed when it is dropped; it has its room from the start, so that no copy stays behind where it grew.
@@ -241,23 +111,13 @@ fn bind_request(id: u32, dn: &str, password: &[u8]) -> Zeroizing<Vec<u8>> {
     message
 }
 
-fn starttls_request() -> Vec<u8> {
-    let mut name = Vec::new();
-    write_element(0x80, STARTTLS_OID.as_bytes(), &mut name);
-    let mut content = Vec::new();
-    write_number(STARTTLS_ID, &mut content);
-    write_element(0x77, &name, &mut content);
-    let mut message = Vec::new();
-    write_element(0x30, &content, &mut message);
-    message
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::super::verdict::Policy;
     use super::*;
+    use crate::directory::ber::element;
 
     /// slapd's answer to a bind as a locked account, with the control.
     const LOCKED: &[u8] = b"\x30\x32\x02\x01\x02\x61\x07\x0a\x01\x31\x04\x00\x04\x00\
@@ -268,8 +128,9 @@ mod tests {
     /// Both ways of reading must agree.
     async fn read(bytes: &[u8]) -> Option<BindReply> {
         let mut peer = bytes;
-        let exact = read_message(&mut peer).await.ok();
-        let exact = exact.and_then(|message| decode(&message, BIND_ID, BIND_RESPONSE));
+        let exact = wire::read_message(&mut peer).await.ok();
+        let exact = exact.as_deref().and_then(Message::parse);
+        let exact = exact.and_then(|message| message.result(BIND_ID, BIND_RESPONSE));
         let (ours, mut theirs) = tokio::io::duplex(128 * 1024);
         let stream: Box<dyn Stream> = Box::new(ours);
         let born = clock::now();
@@ -384,19 +245,6 @@ mod tests {
             let (_, name, rest) = element(rest).unwrap();
             let (_, secret, _) = element(rest).unwrap();
             prop_assert_eq!((name, secret), (dn.as_bytes(), &*password));
-        }
-
-        #[test]
-        fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode(&bytes, BIND_ID, BIND_RESPONSE);
-            let _ = policy_value(&bytes);
-        }
-
-        #[test]
-        fn no_changed_byte_makes_the_decoder_panic(at in 2..LOCKED.len(), byte: u8) {
-            let mut bytes = LOCKED.to_vec();
-            bytes[at] = byte;
-            let _ = decode(&bytes[2..], BIND_ID, BIND_RESPONSE);
         }
     }
 }

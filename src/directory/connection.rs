@@ -1,8 +1,11 @@
-//! Operations on one connection. The one place that calls the client library, so that no operation goes without a
-//! time limit and no search leaves its message id behind.
+//! Operations on a connection of the client library's: what feeds and `directory test` ask. The one place that calls it, so
+//! that no operation goes without a time limit and no search leaves its message id behind. Logins search and bind without
+//! it (`searching`, `bind`).
 
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+use ldap3::asn1::{StructureTag, write};
 use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
 use ldap3::{Ldap, LdapError, LdapResult, Scope, SearchOptions, SearchStream};
 use tokio::time::timeout;
@@ -153,7 +156,7 @@ impl Connection {
         // Nothing is asked of the stream after its first None: it would panic.
         let ended = loop {
             let Some(item) = stream.next().await.map_err(failed)? else { break true };
-            match entry::decode(item.0) {
+            match entry::decode(&encoded(item.0)?) {
                 Ok(Item::Entry(_)) if entries.len() >= usize::from(query.limit) => break false,
                 Ok(Item::Entry(entry)) => entries.push(entry),
                 Ok(Item::Ignored) => {}
@@ -245,11 +248,13 @@ impl Following {
             return Ok(Followed::Ended { code: rc, text });
         };
         if item.is_intermediate() {
-            return Ok(entry::intermediate(item.0).map_or(Followed::Nothing, Followed::Info));
+            let operation = encoded(item.0)?;
+            let value = entry::intermediate(&operation).map(<[u8]>::to_vec);
+            return Ok(value.map_or(Followed::Nothing, Followed::Info));
         }
         let state = item.1.into_iter().find(|control| control.1.ctype == SYNC_STATE_OID);
         let state = state.and_then(|control| control.1.val);
-        Ok(match entry::decode(item.0)? {
+        Ok(match entry::decode(&encoded(item.0)?)? {
             Item::Entry(entry) => Followed::Entry { entry, state },
             Item::Ignored => Followed::Nothing,
         })
@@ -264,6 +269,14 @@ pub(super) const SIZE_LIMIT: u32 = 4;
 
 async fn limited<T>(within: Duration, call: impl Future<Output = T>) -> Result<T, OperationError> {
     timeout(within, call).await.map_err(|_| OperationError::Timeout(within))
+}
+
+/// The client library's tree as the bytes that it was.
+fn encoded(tag: StructureTag) -> Result<BytesMut, OperationError> {
+    let mut bytes = BytesMut::new();
+    write::encode_into(&mut bytes, tag)
+        .map_err(|error| OperationError::Broken(error.to_string()))?;
+    Ok(bytes)
 }
 
 fn operation_error(error: LdapError, within: Duration) -> OperationError {

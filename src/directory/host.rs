@@ -1,6 +1,6 @@
 //! One server of a profile: its connections, its standing, the probe that finds out whether it is back.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,12 @@ use super::connect::{ConnectError, Target};
 use super::connection::{Connection, Found, OperationError, Query};
 use super::filter::Filter;
 use super::pool::{BUSY, UNAVAILABLE, lock};
+use super::searching::SearchConnection;
 use super::standing::Standing;
 use super::verdict::{BindReply, Class, classify};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
-
-/// Searches on one connection before it is replaced: the client library's book-keeping only grows.
-const OPERATIONS_LIMIT: u32 = 50_000;
 
 /// A bind connection that has been idle for longer may have been forgotten by a firewall on the way.
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
@@ -75,6 +73,8 @@ pub(super) struct Host {
     slots: Vec<tokio::sync::Mutex<Slot>>,
     turn: AtomicUsize,
     idle: Mutex<Vec<Idle>>,
+    /// Binds that are at work.
+    binding: AtomicUsize,
 }
 
 impl std::fmt::Debug for Host {
@@ -92,14 +92,61 @@ struct Slot {
 
 /// A connection that many searches use at once.
 struct Shared {
-    connection: Connection,
-    operations: AtomicU32,
+    connection: SearchConnection,
     dead: AtomicBool,
 }
 
 struct Idle {
     connection: BindConnection,
     since: Instant,
+}
+
+/// Counts one for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn one_more(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection that the service account can be bound on.
+trait Binds {
+    fn bind_as(
+        &mut self,
+        dn: &str,
+        password: &Secret,
+        within: Duration,
+    ) -> impl Future<Output = Result<BindReply, OperationError>> + Send;
+}
+
+impl Binds for BindConnection {
+    async fn bind_as(
+        &mut self,
+        dn: &str,
+        password: &Secret,
+        within: Duration,
+    ) -> Result<BindReply, OperationError> {
+        self.bind(dn, password.expose().as_bytes(), within).await
+    }
+}
+
+impl Binds for Connection {
+    async fn bind_as(
+        &mut self,
+        dn: &str,
+        password: &Secret,
+        within: Duration,
+    ) -> Result<BindReply, OperationError> {
+        self.bind(dn, password.expose(), within).await
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -119,6 +166,7 @@ impl Host {
             slots: slots.collect(),
             turn: AtomicUsize::new(0),
             idle: Mutex::default(),
+            binding: AtomicUsize::new(0),
             target,
             settings,
             metrics,
@@ -180,7 +228,6 @@ impl Host {
     }
 
     async fn search_on(&self, shared: &Shared, query: &Query<'_>) -> Result<Found, OperationError> {
-        shared.operations.fetch_add(1, Ordering::Relaxed);
         let started = clock::now();
         let result = shared.connection.search(query, self.settings.timeout).await;
         let word = match &result {
@@ -205,6 +252,7 @@ impl Host {
         password: &[u8],
     ) -> Result<BindReply, Failure> {
         self.start_tending();
+        let _counted = Counted::one_more(&self.binding);
         let mut connection = match self.take_idle().await {
             Some(idle) => idle.connection,
             None => self.connect_for_binds().await?,
@@ -266,6 +314,19 @@ impl Host {
         if self.needs_probe() {
             return;
         }
+        // Who binds now leaves a connection behind; one more could be one too many.
+        if self.binding.load(Ordering::Relaxed) == 0 {
+            self.keep_a_spare().await;
+        }
+        for _ in &self.slots {
+            // What is wrong is logged and counted where it is found.
+            if self.shared().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn keep_a_spare(self: &Arc<Self>) {
         let spare = match self.take_idle().await {
             Some(idle) => Some(idle),
             None => self
@@ -275,12 +336,6 @@ impl Host {
                 .map(|connection| Idle { connection, since: clock::now() }),
         };
         lock(&self.idle).extend(spare);
-        for _ in &self.slots {
-            // What is wrong is logged and counted where it is found.
-            if self.shared().await.is_err() {
-                return;
-            }
-        }
     }
 
     #[cfg(test)]
@@ -301,8 +356,10 @@ impl Host {
             && idle.connection.age(now) < self.settings.max_age
     }
 
-    fn is_usable(&self, connection: &Connection, now: Instant) -> bool {
-        connection.age(now) < self.settings.max_age && !connection.is_closed()
+    fn is_usable(&self, shared: &Shared, now: Instant) -> bool {
+        !shared.dead.load(Ordering::Relaxed)
+            && shared.connection.age(now) < self.settings.max_age
+            && !shared.connection.is_closed()
     }
 
     /// One of the shared connections, connected if need be.
@@ -313,13 +370,10 @@ impl Host {
             return Err(Failure { kind: FailureKind::Ours, detail: "no search connection".into() });
         };
         let mut slot = slot.lock().await;
-        if let Some(shared) = &slot.connection {
-            let used = shared.operations.load(Ordering::Relaxed);
-            let dead = shared.dead.load(Ordering::Relaxed);
-            if !dead && used < OPERATIONS_LIMIT && self.is_usable(&shared.connection, clock::now())
-            {
-                return Ok((Arc::clone(shared), Taken::FromIdle));
-            }
+        if let Some(shared) = &slot.connection
+            && self.is_usable(shared, clock::now())
+        {
+            return Ok((Arc::clone(shared), Taken::FromIdle));
         }
         slot.connection = None;
         // Somebody failed while we waited for the slot: the same would happen to us.
@@ -328,13 +382,9 @@ impl Host {
         {
             return Err(failure.clone());
         }
-        match self.open().await {
+        match self.open_for_searches().await {
             Ok(connection) => {
-                let shared = Arc::new(Shared {
-                    connection,
-                    operations: AtomicU32::new(0),
-                    dead: AtomicBool::new(false),
-                });
+                let shared = Arc::new(Shared { connection, dead: AtomicBool::new(false) });
                 slot.connection = Some(Arc::clone(&shared));
                 Ok((shared, Taken::Fresh))
             }
@@ -346,22 +396,37 @@ impl Host {
     }
 
     /// Connects and binds as the service account, unless that was refused a moment ago.
-    pub(super) async fn open(self: &Arc<Self>) -> Result<Connection, Failure> {
-        if let Some(detail) = self.service_refusal() {
-            return Err(Failure { kind: FailureKind::Ours, detail });
-        }
-        self.open_as_service().await
+    async fn open_for_searches(self: &Arc<Self>) -> Result<SearchConnection, Failure> {
+        self.service_not_refused()?;
+        Ok(SearchConnection::start(self.open_as_service(self.connect_for_binds()).await?))
     }
 
-    async fn open_as_service(self: &Arc<Self>) -> Result<Connection, Failure> {
+    /// The same with the client library, for a feed.
+    pub(super) async fn open(self: &Arc<Self>) -> Result<Connection, Failure> {
+        self.service_not_refused()?;
+        let connecting = self.connected(self.target.connect(self.settings.connect_timeout));
+        self.open_as_service(connecting).await
+    }
+
+    fn service_not_refused(&self) -> Result<(), Failure> {
+        match self.service_refusal() {
+            Some(detail) => Err(Failure { kind: FailureKind::Ours, detail }),
+            None => Ok(()),
+        }
+    }
+
+    async fn open_as_service<C: Binds>(
+        self: &Arc<Self>,
+        connecting: impl Future<Output = Result<C, Failure>>,
+    ) -> Result<C, Failure> {
         let until = clock::now() + self.settings.connect_timeout;
-        let mut connection = self.connect().await?;
+        let mut connection = connecting.await?;
         let Service::Account { dn, password } = &self.settings.service else {
             return Ok(connection);
         };
         let left = until.saturating_duration_since(clock::now());
         let started = clock::now();
-        let result = connection.bind(dn, password.expose(), left).await;
+        let result = connection.bind_as(dn, password, left).await;
         self.count_bind(&result, started);
         let reply = self.judge(result, |reply| reply.code, "bind as service account")?;
         match classify(&reply) {
@@ -388,10 +453,6 @@ impl Host {
                 Err(Failure { kind: FailureKind::Ours, detail })
             }
         }
-    }
-
-    async fn connect(self: &Arc<Self>) -> Result<Connection, Failure> {
-        self.connected(self.target.connect(self.settings.connect_timeout)).await
     }
 
     async fn connected<T>(
@@ -509,7 +570,8 @@ impl Host {
 
     /// Connects, binds as the service account and reads the root DSE.
     async fn probe(self: &Arc<Self>) -> Result<(), Failure> {
-        let connection = self.open_as_service().await?;
+        let connection = self.open_as_service(self.connect_for_binds()).await?;
+        let connection = SearchConnection::start(connection);
         let filter = Filter::any();
         let query = Query {
             base: "",

@@ -30,10 +30,12 @@ mod pool;
 pub mod preset;
 mod probe;
 mod search;
+mod searching;
 mod setup;
 mod standing;
 mod tls;
 pub mod verdict;
+mod wire;
 
 #[cfg(test)]
 mod tests;
