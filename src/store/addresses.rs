@@ -1,7 +1,7 @@
 //! Addresses: whatever mail can be sent to, one row each, whoever owns it.
 
 use super::dialect::{Transaction, statements};
-use super::mailboxes::{Subject, origin_word};
+use super::mailboxes::origin_word;
 use super::{Mailbox, Origin, Store, StoreError, within};
 use crate::identity::Address;
 
@@ -56,7 +56,7 @@ impl Store {
     /// # Errors
     /// The store did not answer.
     pub async fn owner(&self, address: &Address) -> Result<Option<Mailbox>, StoreError> {
-        self.whole(Subject { address: Some(address), ..Subject::default() }).await
+        within(self.owners.of(address)).await
     }
 
     /// Canonical addresses in order, those after `after`, at most `limit`.

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Row as _, Sqlite, SqlitePool, query::Query};
+use sqlx::{ConnectOptions as _, Row as _, Sqlite, SqliteConnection, SqlitePool, query::Query};
 
 use super::StoreError;
 use super::changes::{Changes, Touched};
@@ -87,12 +87,46 @@ impl Db {
         }
     }
 
+    /// A connection for one reader alone: the pool's are looked after each time that they are given back, which costs as
+    /// much as a small query.
+    pub(super) async fn reader(&self) -> Result<Reader, StoreError> {
+        match self {
+            Self::Sqlite { readers, file, .. } => {
+                let connection = readers.connect_options().connect().await?;
+                Ok(Reader::Sqlite { connection, file: Arc::clone(file) })
+            }
+        }
+    }
+
     /// The right to write, held until the transaction ends.
     pub(super) async fn begin_write(&self) -> Result<Begun, StoreError> {
         match self {
             Self::Sqlite { writer, file, .. } => {
                 file.check()?;
                 Ok(Begun::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?))
+            }
+        }
+    }
+}
+
+/// A connection for questions of one statement each.
+pub(super) enum Reader {
+    /// SQLite's.
+    Sqlite { connection: SqliteConnection, file: Arc<super::file::Identity> },
+}
+
+impl Reader {
+    /// All rows of a query. After an error, or if this was dropped half way, the connection must not be used again.
+    pub(super) async fn rows(
+        &mut self,
+        statement: Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>, StoreError> {
+        match self {
+            Self::Sqlite { connection, file } => {
+                file.check()?;
+                let rows = sqlite_query(statement, values).fetch_all(connection).await?;
+                Ok(rows.into_iter().map(Row::Sqlite).collect())
             }
         }
     }

@@ -311,6 +311,12 @@ impl Field {
 }
 
 impl Mailbox {
+    /// Whether mail to this address is its, as its own or by an alias.
+    #[must_use]
+    pub fn owns(&self, address: &Address) -> bool {
+        self.address == *address || self.aliases.contains_key(address)
+    }
+
     /// Roughly what it takes in memory, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {

@@ -396,7 +396,7 @@ pub(super) fn read(id: i64, row: &Row) -> Result<Mailbox, StoreError> {
 }
 
 /// An alias, a tag or something held.
-fn read_member(mailbox: &mut Mailbox, row: &Row) -> Result<(), StoreError> {
+pub(super) fn read_member(mailbox: &mut Mailbox, row: &Row) -> Result<(), StoreError> {
     let corrupt =
         |column: &str| StoreError::Corrupt { what: format!("mailbox {}: {column}", mailbox.id) };
     let (first, second) = (row.text(0)?, row.text(2)?);

@@ -20,6 +20,7 @@ mod file;
 mod links;
 mod mailbox;
 mod mailboxes;
+mod owners;
 mod resident;
 mod throttle_lists;
 
@@ -46,6 +47,7 @@ const BUSY_LIMIT: Duration = Duration::from_millis(1_500);
 #[derive(Clone, Debug)]
 pub struct Store {
     db: dialect::Db,
+    owners: owners::Owners,
     changes: Changes,
 }
 
@@ -73,6 +75,19 @@ pub enum StoreError {
         #[source]
         source: Option<sqlx::Error>,
     },
+}
+
+impl StoreError {
+    /// The same, for somebody else who waited for it.
+    fn for_another(&self) -> Self {
+        match self {
+            Self::Corrupt { what } => Self::Corrupt { what: what.clone() },
+            Self::Misconfigured { what } => Self::Misconfigured { what: what.clone() },
+            Self::Unavailable { what, .. } => {
+                Self::Unavailable { what: what.clone(), source: None }
+            }
+        }
+    }
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -129,7 +144,8 @@ impl Store {
             let options = options.pragma("query_only", "1").pragma("cache_size", "-256");
             let readers = pool(config.max_connections.max(1)).connect_with(options).await?;
             let db = dialect::Db::Sqlite { writer, readers, file };
-            Ok(Self { db, changes: Changes::default() })
+            let owners = owners::Owners::start(db.clone());
+            Ok(Self { db, owners, changes: Changes::default() })
         })
         .await
     }

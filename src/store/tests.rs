@@ -27,11 +27,12 @@ fn domains(max_mailboxes: u32, quota: u64) -> BTreeMap<String, Limits> {
 }
 
 /// Every statement there is.
-const STATEMENTS: [&[(&str, Statement)]; 6] = [
+const STATEMENTS: [&[(&str, Statement)]; 7] = [
     addresses::STATEMENTS,
     domains::STATEMENTS,
     links::STATEMENTS,
     mailboxes::STATEMENTS,
+    owners::STATEMENTS,
     resident::STATEMENTS,
     throttle_lists::STATEMENTS,
 ];
@@ -229,4 +230,80 @@ impl Store {
         };
         rows.iter().map(row).collect()
     }
+}
+
+#[tokio::test]
+async fn owners_asked_for_at_once_are_each_answered_with_their_own() {
+    let (store, _directory) = open().await;
+    store.mirror_domains(&domains(0, 0)).await.unwrap();
+    let mut made = Vec::new();
+    for number in 0..40 {
+        let mut writing = store.begin_write().await.unwrap();
+        let mailbox = Mailbox::sample(&format!("u{number}@example.org"));
+        let id = writing.insert_mailbox(&mailbox).await.unwrap();
+        for (address, kind) in [
+            (mailbox.address.clone(), Kind::Mailbox),
+            (address(&format!("alias{number}@example.org")), Kind::Alias),
+        ] {
+            assert!(writing.claim_address(&address, kind, id, Origin::Directory).await.unwrap());
+        }
+        writing.add_tag(id, &format!("tag{number}")).await.unwrap();
+        writing.commit().await.unwrap();
+        made.push(id);
+    }
+    let ask = |name: String| {
+        let store = store.clone();
+        tokio::spawn(async move { store.owner(&address(&name)).await.unwrap() })
+    };
+    let asked: Vec<_> = (0..40)
+        .map(|number| {
+            let name = |kind: &str| format!("{kind}{number}@example.org");
+            [ask(name("u")), ask(name("alias")), ask(name("nobody"))]
+        })
+        .collect();
+    for (id, [by_address, by_alias, nobody]) in made.into_iter().zip(asked) {
+        let expected = store.mailbox_numbered(id).await.unwrap();
+        assert_eq!(expected.as_ref().map(|mailbox| mailbox.tags.len()), Some(1));
+        assert_eq!(by_address.await.unwrap(), expected);
+        assert_eq!(by_alias.await.unwrap(), expected);
+        assert_eq!(nobody.await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_mailbox_that_cannot_be_read_is_nobody_elses_trouble() {
+    let (store, _directory) = open().await;
+    store.mirror_domains(&domains(0, 0)).await.unwrap();
+    for name in ["fry", "leela"] {
+        let mut writing = store.begin_write().await.unwrap();
+        let mailbox = Mailbox::sample(&format!("{name}@example.org"));
+        let id = writing.insert_mailbox(&mailbox).await.unwrap();
+        let (address, kind) = (&mailbox.address, Kind::Mailbox);
+        assert!(writing.claim_address(address, kind, id, Origin::Directory).await.unwrap());
+        writing.commit().await.unwrap();
+    }
+    let Db::Sqlite { writer, .. } = &store.db;
+    let broken = "UPDATE mailboxes SET extra = 'x' WHERE id IN \
+                  (SELECT owner FROM addresses WHERE address = 'fry@example.org')";
+    sqlx::query(broken).execute(writer).await.unwrap();
+
+    let (fry, leela) = (address("fry@example.org"), address("leela@example.org"));
+    let (fry, leela) = tokio::join!(store.owner(&fry), store.owner(&leela));
+
+    assert!(matches!(fry, Err(StoreError::Corrupt { .. })), "{fry:?}");
+    assert_eq!(leela.unwrap().unwrap().address, address("leela@example.org"));
+}
+
+#[tokio::test]
+async fn owners_are_read_again_when_the_file_is_back() {
+    let (store, directory) = open().await;
+    let path = directory.path().join("data/gatepost.db");
+    let moved = directory.path().join("data/moved.db");
+    let nobody = address("nobody@example.org");
+
+    assert_eq!(store.owner(&nobody).await.unwrap(), None);
+    std::fs::rename(&path, &moved).unwrap();
+    assert!(matches!(store.owner(&nobody).await, Err(StoreError::Unavailable { .. })));
+    std::fs::rename(&moved, &path).unwrap();
+    assert_eq!(store.owner(&nobody).await.unwrap(), None);
 }

@@ -1,0 +1,155 @@
+//! Mailboxes by address, as logins ask for them: those that wait together are read together. One statement for sixteen costs
+//! a fraction of sixteen, in the database and on the way to it.
+
+use std::collections::HashMap;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::dialect::{Db, Reader, Row, Value, statements};
+use super::mailboxes::{read, read_member};
+use super::{Mailbox, StoreError};
+use crate::identity::Address;
+
+/// The most that one statement asks about.
+const TOGETHER: usize = 16;
+
+statements! {
+    // As `WHOLE` of mailboxes.rs, of several: every row says in column 17 whose it is.
+    OWNERS = "WITH subject AS (SELECT DISTINCT owner AS id FROM addresses \
+              WHERE kind IN ('mailbox', 'alias') \
+              AND address IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)) \
+              SELECT a.address, d.active, m.template, m.display_name, m.quota, m.protocols, m.active, \
+              m.disabled_delivery, m.extra, m.pinned, m.disabled_by_admin, m.home, m.uid, m.gid, \
+              l.profile, l.id, m.provider, m.id, 'mailbox' \
+              FROM subject s JOIN mailboxes m ON m.id = s.id \
+              JOIN addresses a ON a.owner = m.id AND a.kind = 'mailbox' \
+              JOIN domains d ON d.name = m.domain \
+              LEFT JOIN links l ON l.mailbox = m.id \
+              UNION ALL SELECT a.address, NULL, a.origin, '', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+              NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'alias' \
+              FROM subject s JOIN addresses a ON a.owner = s.id AND a.kind = 'alias' \
+              UNION ALL SELECT t.tag, NULL, t.origin, '', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+              NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'tag' \
+              FROM subject s JOIN tags t ON t.mailbox = s.id \
+              UNION ALL SELECT h.field, NULL, h.value, h.why, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+              NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'held' \
+              FROM subject s JOIN held h ON h.mailbox = s.id \
+              WHERE h.capacity IS NULL OR h.capacity = (SELECT revision FROM capacity WHERE id = 1)";
+}
+
+/// Asks for mailboxes by address. Clones ask the same task; it ends with the last of them.
+#[derive(Clone, Debug)]
+pub(super) struct Owners(mpsc::Sender<Asked>);
+
+#[derive(Debug)]
+struct Asked {
+    address: Address,
+    answer: oneshot::Sender<Result<Option<Mailbox>, StoreError>>,
+}
+
+impl Owners {
+    pub(super) fn start(db: Db) -> Self {
+        // Who finds no room waits, within the time limit of any question to the store.
+        let (asked, questions) = mpsc::channel(4 * TOGETHER);
+        tokio::spawn(answer_all(db, questions));
+        Self(asked)
+    }
+
+    /// The mailbox that an address belongs to, canonical or alias.
+    pub(super) async fn of(&self, address: &Address) -> Result<Option<Mailbox>, StoreError> {
+        let gone = || StoreError::Unavailable { what: "its reader ended".into(), source: None };
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked { address: address.clone(), answer };
+        self.0.send(asked).await.map_err(|_| gone())?;
+        answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// One statement at a time, on a connection of its own.
+async fn answer_all(db: Db, mut questions: mpsc::Receiver<Asked>) {
+    let mut reader = None;
+    let mut together = Vec::with_capacity(TOGETHER);
+    while questions.recv_many(&mut together, TOGETHER).await > 0 {
+        // Nobody may wait for these any more.
+        together.retain(|asked| !asked.answer.is_closed());
+        match read_all(&db, &mut reader, &together).await {
+            Ok(found) => {
+                for Asked { address, answer } in together.drain(..) {
+                    // Who asked may have given up.
+                    let _ = answer.send(found.owner(&address));
+                }
+            }
+            Err(error) => {
+                // The next question finds out whether a new connection does better.
+                reader = None;
+                for Asked { answer, .. } in together.drain(..) {
+                    let _ = answer.send(Err(error.for_another()));
+                }
+            }
+        }
+    }
+}
+
+async fn read_all(
+    db: &Db,
+    kept: &mut Option<Reader>,
+    together: &[Asked],
+) -> Result<Found, StoreError> {
+    if together.is_empty() {
+        return Ok(Found::default());
+    }
+    let mut reader = match kept.take() {
+        Some(reader) => reader,
+        None => db.reader().await?,
+    };
+    let mut values = [Value::Null; TOGETHER];
+    for (value, asked) in values.iter_mut().zip(together) {
+        *value = Value::Text(asked.address.as_str());
+    }
+    let rows = reader.rows(OWNERS, &values).await?;
+    *kept = Some(reader);
+    Found::of(&rows)
+}
+
+/// What one statement found.
+#[derive(Default)]
+struct Found {
+    by_address: HashMap<String, i64, foldhash::fast::RandomState>,
+    mailboxes: HashMap<i64, Result<Mailbox, StoreError>, foldhash::fast::RandomState>,
+}
+
+impl Found {
+    fn of(rows: &[Row]) -> Result<Self, StoreError> {
+        let mut found = Self::default();
+        let (owners, members): (Vec<_>, Vec<_>) =
+            rows.iter().partition(|row| row.text(18).is_ok_and(|kind| kind == "mailbox"));
+        for row in owners {
+            let id = row.int(17)?;
+            found.by_address.insert(row.text(0)?.to_owned(), id);
+            // A mailbox that cannot be read is nobody else's trouble.
+            found.mailboxes.insert(id, read(id, row));
+        }
+        for row in members {
+            let id = row.int(17)?;
+            if row.text(18)? == "alias" {
+                found.by_address.insert(row.text(0)?.to_owned(), id);
+            }
+            let Some(owner) = found.mailboxes.get_mut(&id) else { continue };
+            if let Ok(mailbox) = owner
+                && let Err(error) = read_member(mailbox, row)
+            {
+                *owner = Err(error);
+            }
+        }
+        Ok(found)
+    }
+
+    fn owner(&self, address: &Address) -> Result<Option<Mailbox>, StoreError> {
+        let owner = self.by_address.get(address.as_str());
+        match owner.and_then(|id| self.mailboxes.get(id)) {
+            None => Ok(None),
+            Some(Ok(mailbox)) => Ok(Some(mailbox.clone())),
+            Some(Err(error)) => Err(error.for_another()),
+        }
+    }
+}
