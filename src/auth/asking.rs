@@ -30,7 +30,7 @@ const READ_IS_CURRENT: Duration = Duration::from_secs(1);
 
 /// The mailbox of a name, as it was before the directory is asked.
 pub(super) struct Stored {
-    mailbox: Mailbox,
+    mailbox: Arc<Mailbox>,
     /// That of memory before the mailbox was read.
     edition: u64,
     from: ReadFrom,
@@ -40,6 +40,7 @@ pub(super) struct Stored {
 pub(super) enum ReadFrom {
     /// The store is gone: as memory knows it.
     Memory,
+    /// As the store holds it.
     Store,
 }
 
@@ -212,7 +213,8 @@ impl Authenticator {
         }
     }
 
-    /// The mailbox of the name, from the store; while that is gone, as memory knows it (V-5).
+    /// The mailbox of the name, from the store, or from memory if a login has just read it there; while the store is gone,
+    /// as memory knows it (V-5).
     pub(super) async fn stored(
         &self,
         asking: &Asking,
@@ -220,10 +222,17 @@ impl Authenticator {
     ) -> Result<Option<Stored>, Settled> {
         let edition = self.memory.edition();
         let stored = |mailbox, from| Stored { mailbox, edition, from };
-        match self.store.owner(&asking.login.address).await {
-            Ok(mailbox) => Ok(mailbox.map(|mailbox| stored(mailbox, ReadFrom::Store))),
+        let address = &asking.login.address;
+        let is_of_name = |mailbox: &Arc<Mailbox>| mailbox.owns(address);
+        let current =
+            record.and_then(|record| record.current_mailbox(asking.setup.generation, clock::now()));
+        if let Some(mailbox) = current.filter(is_of_name) {
+            return Ok(Some(stored(mailbox, ReadFrom::Store)));
+        }
+        match self.store.owner(address).await {
+            Ok(mailbox) => Ok(mailbox.map(|mailbox| stored(Arc::new(mailbox), ReadFrom::Store))),
             Err(error) => match record.and_then(Record::mailbox) {
-                Some(mailbox) => Ok(Some(stored(Mailbox::clone(&mailbox), ReadFrom::Memory))),
+                Some(mailbox) => Ok(Some(stored(mailbox, ReadFrom::Memory))),
                 None => Err(later(Reason::StoreUnavailable, Some(&error))),
             },
         }
@@ -308,7 +317,7 @@ impl Authenticator {
             Err(error) => return later(Reason::StoreUnavailable, Some(&error)),
         };
         if stored.provider != Provider::Local {
-            let stored = Stored { mailbox: stored, edition, from: ReadFrom::Store };
+            let stored = Stored { mailbox: Arc::new(stored), edition, from: ReadFrom::Store };
             return Box::pin(self.ask(asking, None, Some(&stored))).await;
         }
         let checked = match self.check_here(asking, &stored).await {
@@ -376,7 +385,7 @@ impl Authenticator {
             (Ok(Some(mailbox)), _) => {
                 // Another process gave it to a directory: what was proven here counts no more.
                 self.memory.forget_mailbox(id);
-                let stored = Stored { mailbox, edition, from: ReadFrom::Store };
+                let stored = Stored { mailbox: Arc::new(mailbox), edition, from: ReadFrom::Store };
                 return Box::pin(self.ask(asking, None, Some(&stored))).await;
             }
             (Ok(None), _) => {
@@ -704,7 +713,7 @@ impl Authenticator {
         // What was read before the wait for turn and directory may be old by now (O-4).
         let is_current =
             edition == self.memory.edition() && clock::now() < asking.asked + READ_IS_CURRENT;
-        let known = match (stored, remembered.as_deref()) {
+        let known = match (stored, remembered.as_ref()) {
             (Some(Stored { mailbox, from: ReadFrom::Store, .. }), _) if is_current => {
                 Known::Read(mailbox)
             }

@@ -37,6 +37,9 @@ const REFRESH_AGAIN_AFTER: Duration = Duration::from_secs(10);
 const STAMP_READ_EVERY: Duration = Duration::from_secs(10);
 /// A person is read again after this time, whatever a feed says.
 const VOUCHED_FOR: Duration = Duration::from_secs(6 * 3_600);
+/// So long after a login saw a mailbox, the next one that asks the directory does not read it again. A change through this
+/// daemon is known at once; this is for other processes.
+const MAILBOX_IS_CURRENT: Duration = Duration::from_secs(60);
 /// What a record takes beside its person, in bytes: the struct, its lists, the maps' own share.
 const RECORD_BYTES: usize = 1400;
 
@@ -784,6 +787,16 @@ impl Record {
     #[must_use]
     pub fn mailbox(&self) -> Option<Arc<Mailbox>> {
         self.lock().mailbox.clone()
+    }
+
+    /// The mailbox, if a login found it in the store a moment ago and nothing has changed it since, as far as this process
+    /// knows.
+    #[must_use]
+    pub fn current_mailbox(&self, rules: u64, now: Instant) -> Option<Arc<Mailbox>> {
+        let state = self.lock();
+        let was_seen = |proof: &Proof| now < proof.at + MAILBOX_IS_CURRENT;
+        let is_current = state.rules == rules && state.proofs.iter().any(was_seen);
+        state.mailbox.clone().filter(|_| is_current)
     }
 
     /// A login from this net succeeded at this account before.
