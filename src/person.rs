@@ -13,7 +13,7 @@ pub struct Person {
     pub profile: Arc<str>,
     /// The immutable id in its text form: a UUID or GUID in lower-case 8-4-4-4-12 form, a SID as `S-1-…`,
     /// hexadecimal for `binary`, the value itself for `text`.
-    pub id: Box<str>,
+    pub id: Arc<str>,
     /// Where the entry stands now. Changes with moves and renames.
     pub dn: Box<str>,
     /// The attributes asked for.
@@ -71,7 +71,7 @@ pub enum Stamp {
 }
 
 /// Attributes by lower-case name; values are bytes. In one piece of memory, for a hundred thousand remembered people hold
-/// them: a *field* is its length (four bytes, little endian) and its bytes; an attribute is the field of its name and a
+/// them: a *field* is its length (seven bits a byte, the lowest first; a set highest bit says that more follow) and its bytes; an attribute is the field of its name and a
 /// field of its values' fields; attributes stand in the order of their names.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Attributes(Box<[u8]>);
@@ -134,9 +134,9 @@ impl<V: AsRef<[u8]>> FromIterator<(String, Vec<V>)> for Attributes {
         let mut bytes = Vec::new();
         for (name, values) in all {
             write_field(name.as_bytes(), &mut bytes);
-            let fields: usize = values.iter().map(|value| 4 + value.as_ref().len()).sum();
-            write_length(fields, &mut bytes);
-            values.iter().for_each(|value| write_field(value.as_ref(), &mut bytes));
+            let mut fields = Vec::new();
+            values.iter().for_each(|value| write_field(value.as_ref(), &mut fields));
+            write_field(&fields, &mut bytes);
         }
         Self(bytes.into())
     }
@@ -161,19 +161,29 @@ impl<'a> Iterator for Values<'a> {
 }
 
 fn write_field(bytes: &[u8], output: &mut Vec<u8>) {
-    write_length(bytes.len(), output);
+    let mut length = bytes.len();
+    loop {
+        let low = u8::try_from(length & 0x7f).unwrap_or_default();
+        length >>= 7;
+        if length == 0 {
+            output.push(low);
+            break;
+        }
+        output.push(low | 0x80);
+    }
     output.extend_from_slice(bytes);
 }
 
-fn write_length(length: usize, output: &mut Vec<u8>) {
-    // Nothing that comes in one LDAP message is longer.
-    let length = u32::try_from(length).unwrap_or(u32::MAX);
-    output.extend_from_slice(&length.to_le_bytes());
-}
-
 fn take_field<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (length, after) = rest.split_first_chunk()?;
-    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    let (mut length, mut shift, mut after) = (0_usize, 0, *rest);
+    loop {
+        let (byte, more) = after.split_first()?;
+        length |= usize::from(byte & 0x7f).checked_shl(shift)?;
+        (shift, after) = (shift + 7, more);
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
     let (field, after) = after.split_at_checked(length)?;
     *rest = after;
     Some(field)

@@ -212,7 +212,7 @@ pub struct Known {
     /// Where it stood.
     pub dn: Box<str>,
     /// Its immutable id.
-    pub id: Box<str>,
+    pub id: Arc<str>,
 }
 
 /// Whose share of pool and queue a question uses (login.md Q-4).
@@ -281,7 +281,7 @@ pub enum Answer {
     /// No bind was sent: there was no [`Leave`] for it.
     Withheld {
         /// The id of the person whose password it would have been.
-        id: Box<str>,
+        id: Arc<str>,
     },
     /// The password is wrong.
     Wrong {

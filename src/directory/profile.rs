@@ -73,7 +73,7 @@ struct Asked {
     known: Option<Known>,
     vouched: Option<Arc<Person>>,
     /// Found by it if not by name.
-    id: Option<Box<str>>,
+    id: Option<Arc<str>>,
     deadline: Instant,
     leave: Option<Arc<dyn Leave>>,
 }
@@ -195,7 +195,7 @@ impl Profile {
             vouched: question.vouched.cloned(),
             id: question
                 .linked
-                .map(Box::from)
+                .map(Arc::from)
                 .or_else(|| question.known.map(|known| known.id.clone())),
             deadline: question.deadline,
             leave: question.leave,

@@ -1,6 +1,7 @@
 //! What a person's mailbox should be: the template overlaid by mapped attributes. Pure.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::plan::{MAX_ALIASES, MAX_QUOTA, MAX_TEXT, Refusal, Report, refused_before};
 use super::template::{Choice, Filling, Percent, Profile, Rules, UnsafeValue};
@@ -9,7 +10,7 @@ use crate::config::template::Template;
 use crate::config::units::ByteSize;
 use crate::identity::Address;
 use crate::person::Person;
-use crate::store::{Field, Mailbox, Misfit, Origin, Place, Settings, Words};
+use crate::store::{Field, Mailbox, Misfit, Origin, Place, Settings};
 
 /// What a person's mailbox should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub fn desired(
     let settings = Settings {
         display_name: wish.display_name(),
         quota: wish.quota(template, &address)?,
-        protocols: protocols(template),
+        protocols: template.words.clone(),
         active: template.active,
         disabled_delivery: template.disabled_delivery,
         extra: wish.extra(template, filling)?,
@@ -194,7 +195,7 @@ impl<'a> Wish<'a> {
     }
 
     /// The name of the template that counts.
-    fn template(&mut self) -> Result<Box<str>, Refusal> {
+    fn template(&mut self) -> Result<Arc<str>, Refusal> {
         if let Some(stored) = self.stored.filter(|_| self.pinned(Field::Template)) {
             return Ok(stored.settings.template.clone());
         }
@@ -378,10 +379,6 @@ fn with_pinned(mut settings: Settings, stored: Option<&Mailbox>) -> Settings {
     settings
 }
 
-fn protocols(template: &Template) -> Words {
-    template.protocols.join(" ").to_ascii_lowercase().split_whitespace().collect()
-}
-
 /// What a mailbox of this address gets from a template alone, for a local account.
 pub(super) fn from_template(
     rules: &Rules,
@@ -409,10 +406,10 @@ pub(super) fn from_template(
     Ok(Desired {
         address: address.clone(),
         settings: Settings {
-            template: name.into(),
+            template: Arc::clone(&template.name),
             display_name: Box::default(),
             quota: template.quota.0.min(MAX_QUOTA),
-            protocols: protocols(template),
+            protocols: template.words.clone(),
             active: template.active,
             disabled_delivery: template.disabled_delivery,
             extra: template.extra.iter().map(field).collect::<Result<_, _>>()?,

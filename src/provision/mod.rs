@@ -1,6 +1,8 @@
 //! From a person to a mailbox: `template` chooses, `desired` says what should be, `plan` says what to change, `apply`
 //! changes it.
 
+use std::borrow::Cow;
+
 use crate::person::Person;
 use crate::store::{Mailbox, Room, Store, StoreError};
 
@@ -77,18 +79,30 @@ pub async fn provision(
     let mut refused_by_store = Vec::new();
     for _ in 0..ROUNDS {
         let stored = match read.take() {
-            Some(mailbox) => Ok(Some(mailbox.clone())),
-            None => find(store, rules, person).await,
+            Some(mailbox) => Ok(Some(Cow::Borrowed(mailbox))),
+            None => find(store, rules, person).await.map(|found| found.map(Cow::Owned)),
         };
         let stored = match stored {
             Ok(stored) => stored,
             Err(error) => return without_store(rules, person, protocol, remembered, error),
         };
-        let plan = match plan(rules, person, stored.as_ref(), protocol) {
+        let plan = match plan(rules, person, stored.as_deref(), protocol) {
             Ok(plan) => plan,
             Err(refusal) => return Outcome::Refused(refusal),
         };
-        match apply(store, &plan).await {
+        if plan.changes.is_empty() {
+            let mut reports = plan.reports;
+            reports.append(&mut refused_by_store);
+            return ready(Provisioned {
+                mailbox: plan.mailbox,
+                created: false,
+                changes: Vec::new(),
+                reports,
+                write_error: None,
+            });
+        }
+        // Boxed: most logins change nothing, and this is larger than all else of theirs.
+        match Box::pin(apply(store, &plan)).await {
             Ok(Applied::Done { mailbox, changes, refused }) => {
                 let mut reports = plan.reports;
                 reports.append(&mut refused_by_store);

@@ -2,6 +2,7 @@
 //! `explain` all end here, and a plan made after a plan was carried out is empty.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::desired::from_template;
 pub use super::desired::{Desired, desired};
@@ -135,7 +136,7 @@ pub fn plan(
 
 /// The link that a person's mailbox has.
 pub(super) fn link(person: &Person) -> Link {
-    Link { profile: (&*person.profile).into(), id: person.id.clone() }
+    Link { profile: Arc::clone(&person.profile), id: Arc::clone(&person.id) }
 }
 
 fn check_link(rules: &Rules, person: &Person, stored: &Mailbox) -> Result<(), Refusal> {
@@ -216,9 +217,11 @@ fn update(rules: &Rules, stored: &Mailbox, found: Link, wish: Desired) -> Plan {
     let mut mailbox = stored.clone();
     let mut held = wish.misfits;
     if stored.link.is_none() {
-        mailbox.link = Some(found.clone());
-        changes.push(Change::Link(found));
+        changes.push(Change::Link(found.clone()));
     }
+    // What stays equal is the person's from now on: a remembered mailbox has no texts of its own where it can share them.
+    mailbox.provider = Provider::Directory(Arc::clone(&found.profile));
+    mailbox.link = Some(found);
     if wish.address != stored.address {
         let to = wish.address;
         mailbox.aliases.remove(&to);
@@ -282,6 +285,9 @@ fn merge<T: Ord + Clone>(set: &mut BTreeMap<T, Origin>, wanted: &BTreeSet<T>) ->
 }
 
 fn differences(old: &Settings, new: &Settings) -> Vec<Change> {
+    if old == new {
+        return Vec::new();
+    }
     let words = [shown(old), shown(new)];
     let [old, new] = words;
     let pairs = old.into_iter().zip(new);

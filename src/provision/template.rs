@@ -1,6 +1,8 @@
 //! What the configuration says about mailboxes: domains, templates, and which template and values a person gets.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::config::Config;
 use crate::config::directory::{Directory, Lazy, Map, OnUnmatched, Rule};
@@ -9,15 +11,32 @@ use crate::config::template::Template;
 use crate::config::units::Rate;
 use crate::identity::{Address, Domain, LoginRules};
 use crate::person::Person;
+use crate::store::Words;
 
 /// Domains, templates and mapping rules, ready to use.
 #[derive(Clone, Debug)]
 pub struct Rules {
     domains: BTreeMap<Domain, DomainLimits>,
-    templates: BTreeMap<Box<str>, Template>,
+    templates: BTreeMap<Box<str>, Ready>,
     profiles: BTreeMap<Box<str>, Profile>,
     /// How names become addresses.
     pub(super) names: LoginRules,
+}
+
+/// A template, and what the mailboxes that are made from it share.
+#[derive(Clone, Debug)]
+pub(super) struct Ready {
+    pub(super) name: Arc<str>,
+    pub(super) words: Words,
+    template: Template,
+}
+
+impl Deref for Ready {
+    type Target = Template;
+
+    fn deref(&self) -> &Template {
+        &self.template
+    }
 }
 
 /// What one directory's section says about mailboxes.
@@ -38,7 +57,7 @@ pub enum Choice {
     /// This one.
     Template {
         /// Its name.
-        name: Box<str>,
+        name: Arc<str>,
         /// The rule that chose it, or `default`.
         rule: Box<str>,
     },
@@ -61,7 +80,9 @@ impl Rules {
         let profiles = config.directory.iter();
         Self {
             domains: config.domain.iter().filter_map(domain).collect(),
-            templates: templates.map(|(name, it)| (name.as_str().into(), it.clone())).collect(),
+            templates: templates
+                .map(|(name, it)| (name.as_str().into(), Ready::new(name, it)))
+                .collect(),
             profiles: profiles.map(|(name, it)| (name.as_str().into(), Profile::new(it))).collect(),
             names: config.names(),
         }
@@ -86,9 +107,9 @@ impl Rules {
             Some((label, rule)) => (label.clone(), rule.template.as_str()),
             None => ("default".into(), &*profile.default),
         };
-        match self.templates.contains_key(name) {
-            true => Choice::Template { name: name.into(), rule },
-            false => Choice::Unmatched { values: profile.template_values(person) },
+        match self.templates.get(name) {
+            Some(template) => Choice::Template { name: Arc::clone(&template.name), rule },
+            None => Choice::Unmatched { values: profile.template_values(person) },
         }
     }
 
@@ -98,12 +119,23 @@ impl Rules {
         self.template(template)?.send_limit.0
     }
 
-    pub(super) fn template(&self, name: &str) -> Option<&Template> {
+    pub(super) fn template(&self, name: &str) -> Option<&Ready> {
         self.templates.get(name)
     }
 
     pub(super) fn profile(&self, name: &str) -> Option<&Profile> {
         self.profiles.get(name)
+    }
+}
+
+impl Ready {
+    fn new(name: &str, template: &Template) -> Self {
+        let words = template.protocols.join(" ").to_ascii_lowercase();
+        Self {
+            name: name.into(),
+            words: words.split_whitespace().collect(),
+            template: template.clone(),
+        }
     }
 }
 

@@ -345,7 +345,7 @@ async fn an_address_of_somebody_else_is_never_taken_over() {
     let alias = person("amy", &[("mail", "l@example.org"), ("mailTemplate", "basic")]);
     let refusal = Refusal::AddressTaken { by: "leela@example.org".into() };
     assert_eq!(site.refused(&alias).await, refusal);
-    assert_eq!(site.stored("fry@example.org").await.link.unwrap().id, Box::from("fry"));
+    assert_eq!(&*site.stored("fry@example.org").await.link.unwrap().id, "fry");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The mailbox: what we keep of a local account.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::config::template::{Active, DisabledDelivery};
 use crate::identity::Address;
@@ -134,9 +135,9 @@ pub enum Standing {
     Enabled,
 }
 
-/// Words, each once, by the alphabet. In one piece of memory, for every remembered mailbox has its own.
+/// Words, each once, by the alphabet. In one piece of memory, which the mailboxes of a template share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Words(Box<str>);
+pub struct Words(Arc<str>);
 
 impl Words {
     /// Whether this word is one of them.
@@ -169,7 +170,7 @@ impl<'a> FromIterator<&'a str> for Words {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The template they came from.
-    pub template: Box<str>,
+    pub template: Arc<str>,
     /// The name people see; may be empty.
     pub display_name: Box<str>,
     /// Bytes; 0: no limit.
@@ -199,16 +200,16 @@ pub struct Place {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Link {
     /// The profile's name.
-    pub profile: Box<str>,
+    pub profile: Arc<str>,
     /// The entry's immutable id, in the text form of [`crate::person::Person::id`].
-    pub id: Box<str>,
+    pub id: Arc<str>,
 }
 
 /// Who checks the password of a mailbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Provider {
     /// The directory of this name.
-    Directory(Box<str>),
+    Directory(Arc<str>),
     /// Gatepost itself, with the hash in the store.
     Local,
 }
