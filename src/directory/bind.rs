@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -16,7 +16,7 @@ use super::ber::{write_element, write_number};
 use super::connect::{ConnectError, Target};
 use super::connection::OperationError;
 use super::verdict::{BindReply, POLICY_OID};
-use super::wire::{self, BIND_RESPONSE, FIRST_ID, Message, Stream, next_message, no_answer};
+use super::wire::{self, BIND_RESPONSE, FIRST_ID, Message, Stream, no_answer};
 use crate::clock;
 
 /// A connection that serves binds; dropping it closes it.
@@ -55,11 +55,12 @@ impl BindConnection {
         self.stream.write_all(request).await?;
         self.stream.flush().await?;
         loop {
-            if let Some(content) = next_message(&mut self.input, wire::SHORT)? {
-                let message = Message::parse(&content);
-                return message
-                    .and_then(|message| message.result(self.last_id, BIND_RESPONSE))
-                    .ok_or_else(no_answer);
+            if let Some(place) = wire::whole_message(&self.input, wire::SHORT)? {
+                let end = place.end;
+                let reply = self.input.get(place).and_then(Message::parse);
+                let reply = reply.and_then(|message| message.result(self.last_id, BIND_RESPONSE));
+                self.input.advance(end);
+                return reply.ok_or_else(no_answer);
             }
             if self.stream.read_buf(&mut self.input).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

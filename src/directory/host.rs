@@ -1,5 +1,6 @@
 //! One server of a profile: its connections, its standing, the probe that finds out whether it is back.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -255,7 +256,7 @@ impl Host {
         let _counted = Counted::one_more(&self.binding);
         let mut connection = match self.take_idle().await {
             Some(idle) => idle.connection,
-            None => self.connect_for_binds().await?,
+            None => Box::pin(self.connect_for_binds()).await?,
         };
         let started = clock::now();
         let result = connection.bind(dn, password, self.settings.timeout).await;
@@ -268,7 +269,8 @@ impl Host {
     }
 
     async fn connect_for_binds(self: &Arc<Self>) -> Result<BindConnection, Failure> {
-        self.connected(BindConnection::open(&self.target, self.settings.connect_timeout)).await
+        let connecting = BindConnection::open(&self.target, self.settings.connect_timeout);
+        self.connected(Box::pin(connecting)).await
     }
 
     fn count_bind(&self, result: &Result<BindReply, OperationError>, started: Instant) {
@@ -382,7 +384,8 @@ impl Host {
         {
             return Err(failure.clone());
         }
-        match self.open_for_searches().await {
+        // Boxed, as all that connects: it is rare, and larger than all else in the future of a search.
+        match Box::pin(self.open_for_searches()).await {
             Ok(connection) => {
                 let shared = Arc::new(Shared { connection, dead: AtomicBool::new(false) });
                 slot.connection = Some(Arc::clone(&shared));
@@ -404,7 +407,8 @@ impl Host {
     /// The same with the client library, for a feed.
     pub(super) async fn open(self: &Arc<Self>) -> Result<Connection, Failure> {
         self.service_not_refused()?;
-        let connecting = self.connected(self.target.connect(self.settings.connect_timeout));
+        let connecting = self.target.connect(self.settings.connect_timeout);
+        let connecting = self.connected(Box::pin(connecting));
         self.open_as_service(connecting).await
     }
 
@@ -457,11 +461,10 @@ impl Host {
 
     async fn connected<T>(
         self: &Arc<Self>,
-        connecting: impl Future<Output = Result<T, ConnectError>>,
+        connecting: Pin<Box<impl Future<Output = Result<T, ConnectError>>>>,
     ) -> Result<T, Failure> {
         let started = clock::now();
-        // Boxed: it is rare, and larger than all else in the futures of search and bind.
-        match Box::pin(connecting).await {
+        match connecting.await {
             Ok(connection) => {
                 self.count("connect", "ok", started);
                 Ok(connection)

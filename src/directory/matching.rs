@@ -122,8 +122,22 @@ pub(super) fn same_dn(one: &str, other: &str) -> bool {
 
 /// How many steps a DN stands below a base; `None`: not below it.
 pub(super) fn depth_below(dn: &str, base: &str) -> Option<usize> {
+    if let Some(above) = written_alike(dn, base) {
+        return Some(above.split(',').count());
+    }
     let (dn, base) = (parts(dn), parts(base));
     dn.ends_with(&base).then(|| dn.len() - base.len())
+}
+
+/// What stands before the base in a DN, where both are written in the same way and nothing needs a closer look: nearly
+/// all are.
+fn written_alike<'a>(dn: &'a str, base: &str) -> Option<&'a str> {
+    let (above, rest) = dn.split_at_checked(dn.len().checked_sub(base.len())?)?;
+    let above = above.strip_suffix(',').filter(|_| rest.eq_ignore_ascii_case(base))?;
+    let is_plain = !base.is_empty()
+        && !above.contains(['\\', ';'])
+        && above.split(',').all(|part| !part.trim().is_empty());
+    is_plain.then_some(above)
 }
 
 #[cfg(test)]
@@ -172,5 +186,10 @@ mod tests {
         assert_eq!(depth_below("uid=fry,ou=people,dc=x", "dc=x"), Some(2));
         assert_eq!(depth_below("uid=fry,ou=people,dc=x", ""), Some(3));
         assert_eq!(depth_below("uid=fry,dc=y", "dc=x"), None);
+        assert_eq!(depth_below("uid=fry\\,dc=x", "dc=x"), None);
+        assert_eq!(depth_below("uid=fry,adc=x", "dc=x"), None);
+        assert_eq!(depth_below("uid=fry,,dc=x", "dc=x"), Some(1));
+        assert_eq!(depth_below("uid=a\\,b,dc=x", "dc=x"), Some(1));
+        assert_eq!(depth_below("dc=x", "dc=x"), Some(0));
     }
 }

@@ -1,12 +1,11 @@
 //! Searches that share a connection of our own: each is one message out, and the answers are told apart by their ids
 //! (RFC 4511 §4.5). What is asked while another write is under way leaves with the next one.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use ldap3::Scope;
 use ldap3::asn1::{ASNTag, write::encode_into};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,7 +16,8 @@ use super::ber::{write_element, write_number};
 use super::bind::BindConnection;
 use super::connection::{Found, OperationError, Query, SIZE_LIMIT};
 use super::entry::{self, EntryError, Item};
-use super::wire::{EXTENDED_RESPONSE, Message, Stream, next_message};
+use super::wire::{EXTENDED_RESPONSE, Message, Stream, whole_message};
+use crate::cache::Table;
 use crate::clock;
 
 /// An entry may name thousands of groups.
@@ -29,8 +29,11 @@ const QUEUE: usize = 64;
 /// More than this waits to be written: the server does not read.
 const OUTPUT_LIMIT: usize = 64 * 1024;
 
-/// Room that is kept for what comes.
+/// Room that is made for what comes.
 const ROOM: usize = 16 * 1024;
+
+/// Room that is kept after a long message.
+const MOST_ROOM: usize = 256 * 1024;
 
 const SEARCH_DONE: u8 = 0x65;
 
@@ -113,14 +116,14 @@ impl SearchConnection {
 struct Driver {
     stream: Box<dyn Stream>,
     queue: mpsc::Receiver<Request>,
-    waiting: HashMap<u32, Waiting, foldhash::fast::RandomState>,
+    waiting: Table<u32, Waiting>,
     input: BytesMut,
     output: BytesMut,
 }
 
 impl Driver {
     fn new(stream: Box<dyn Stream>, queue: mpsc::Receiver<Request>) -> Self {
-        let (waiting, input, output) = (HashMap::default(), BytesMut::new(), BytesMut::new());
+        let (waiting, input, output) = (Table::default(), BytesMut::new(), BytesMut::new());
         Self { stream, queue, waiting, input, output }
     }
 
@@ -143,7 +146,11 @@ impl Driver {
         let mut requests = Vec::with_capacity(QUEUE);
         let mut needs_flush = false;
         loop {
-            if self.input.capacity() < ROOM {
+            if self.input.is_empty() && self.input.capacity() > MOST_ROOM {
+                self.input = BytesMut::new();
+            }
+            // Taken from the front again once all before it was heard: no new room for each answer.
+            if self.input.capacity() - self.input.len() < ROOM / 4 {
                 self.input.reserve(ROOM);
             }
             let output = &mut self.output;
@@ -169,8 +176,11 @@ impl Driver {
                     if read? == 0 {
                         return Err(io::Error::other("the server closed it"));
                     }
-                    while let Some(content) = next_message(&mut self.input, MESSAGE_LIMIT)? {
-                        hear(&mut self.waiting, &content, &mut self.output)?;
+                    while let Some(place) = whole_message(&self.input, MESSAGE_LIMIT)? {
+                        let end = place.end;
+                        let content = self.input.get(place).unwrap_or_default();
+                        hear(&mut self.waiting, content, &mut self.output)?;
+                        self.input.advance(end);
                     }
                 }
             }
@@ -183,11 +193,7 @@ impl Driver {
 }
 
 /// One message of the server's.
-fn hear(
-    all: &mut HashMap<u32, Waiting, foldhash::fast::RandomState>,
-    content: &[u8],
-    output: &mut BytesMut,
-) -> io::Result<()> {
+fn hear(all: &mut Table<u32, Waiting>, content: &[u8], output: &mut BytesMut) -> io::Result<()> {
     let malformed = || io::Error::other("the server sent what is no ldap message");
     let message = Message::parse(content).ok_or_else(malformed)?;
     if message.id == 0 {

@@ -3,10 +3,10 @@
 //! follows changes and is asked by `directory test`.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -121,14 +121,10 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Takes the next message off the input, if it is there in full: the content of its outer sequence.
-pub(super) fn next_message(input: &mut BytesMut, limit: usize) -> io::Result<Option<BytesMut>> {
-    let Some((head, length)) = message_length(input, limit)? else { return Ok(None) };
-    if input.len() < head + length {
-        return Ok(None);
-    }
-    input.advance(head);
-    Ok(Some(input.split_to(length)))
+/// Where the content of the message that begins here stands, if it is there in full; its end is the message's.
+pub(super) fn whole_message(input: &[u8], limit: usize) -> io::Result<Option<Range<usize>>> {
+    let place = message_length(input, limit)?.map(|(head, length)| head..head + length);
+    Ok(place.filter(|place| place.end <= input.len()))
 }
 
 /// How many bytes stand before the content of the LDAPMessage that begins here, and how many that has; `None`: more is
@@ -215,13 +211,14 @@ mod tests {
         #[test]
         fn messages_are_cut_where_they_end(parts in prop::collection::vec(1_usize..8, 0..20)) {
             let all = [LOCKED, LOCKED].concat();
-            let (mut input, mut messages, mut rest) = (BytesMut::new(), Vec::new(), &all[..]);
+            let (mut input, mut messages, mut rest) = (Vec::new(), Vec::new(), &all[..]);
             for length in parts.into_iter().chain([all.len()]) {
                 let (part, after) = rest.split_at(length.min(rest.len()));
                 rest = after;
                 input.extend_from_slice(part);
-                while let Some(message) = next_message(&mut input, SHORT).unwrap() {
-                    messages.push(message);
+                while let Some(place) = whole_message(&input, SHORT).unwrap() {
+                    messages.push(input[place.clone()].to_vec());
+                    input.drain(..place.end);
                 }
             }
             prop_assert_eq!(messages, [&LOCKED[2..], &LOCKED[2..]]);
@@ -232,7 +229,7 @@ mod tests {
         fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = result(&bytes);
             let _ = policy_value(&bytes);
-            let _ = next_message(&mut BytesMut::from(&*bytes), SHORT);
+            let _ = whole_message(&bytes, SHORT);
         }
 
         #[test]
