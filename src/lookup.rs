@@ -16,13 +16,12 @@
 mod key;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::cache::Bounded;
+use crate::cache::{Bounded, Table};
 use crate::clock;
 use crate::config::Config;
 use crate::config::template::{Active, DisabledDelivery};
@@ -60,7 +59,7 @@ struct Read<T> {
 /// What a reload swaps.
 struct Rules {
     names: LoginRules,
-    domains: HashMap<Domain, DomainRules>,
+    domains: Table<Domain, DomainRules>,
 }
 
 struct DomainRules {

@@ -4,11 +4,12 @@
 //! A bind is paid for before it is sent ([`Budgets::take`]) and given back if the password turns out right, so that
 //! binds at the same time cannot overdraw.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::gate::Standing;
+use crate::cache;
 
 /// Accounts with wrong binds in their window; about 100 bytes each. To make the oldest forgotten, a guesser would have
 /// to spend the budgets of as many others.
@@ -32,7 +33,7 @@ pub(super) struct Budgets(Arc<Mutex<Table>>);
 
 #[derive(Debug, Default)]
 struct Table {
-    accounts: HashMap<Box<str>, Spent>,
+    accounts: cache::Table<Box<str>, Spent>,
     /// So many accounts, and those whose window is over are swept out.
     sweep_at: usize,
 }

@@ -1,12 +1,12 @@
 //! Equal attempts in flight share one question (login.md M-6), and its trouble too (M-8).
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use super::memory::Digest;
 use super::{Later, Reason, Refused, Source};
+use crate::cache::Table;
 use crate::store::Mailbox;
 
 /// What a question came to, before the service is looked at.
@@ -48,7 +48,7 @@ pub(super) type Outcome = watch::Receiver<Option<Settled>>;
 
 /// All questions under way.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Flights(Arc<Mutex<HashMap<Key, Outcome>>>);
+pub(super) struct Flights(Arc<Mutex<Table<Key, Outcome>>>);
 
 /// The place of whoever asks: others wait for its word. Dropped without one (a panic), they hear "internal".
 pub(super) struct Lead {
@@ -75,7 +75,7 @@ impl Flights {
         (outcome, Some(Lead { flights: self.clone(), key, word }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Outcome>> {
+    fn lock(&self) -> MutexGuard<'_, Table<Key, Outcome>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

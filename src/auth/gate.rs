@@ -4,11 +4,12 @@
 //! refusals it earns. Who waits is bounded: one attempt per source net, four in all; nets with an earlier success at
 //! the account go first and may take a stranger's place.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
+
+use crate::cache::Table;
 
 /// Waiting attempts per account.
 const MAX_WAITING: usize = 4;
@@ -33,7 +34,7 @@ pub fn net(client: Option<IpAddr>) -> Net {
 
 /// The gates of all accounts that are being asked about.
 #[derive(Clone, Debug, Default)]
-pub struct Gates(Arc<Mutex<HashMap<Box<str>, Vec<Waiting>>>>);
+pub struct Gates(Arc<Mutex<Table<Box<str>, Vec<Waiting>>>>);
 
 #[derive(Debug)]
 struct Waiting {
@@ -96,7 +97,7 @@ impl Gates {
         Some(Turn { gates: self.clone(), account: account.into() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Waiting>>> {
+    fn lock(&self) -> MutexGuard<'_, Table<Box<str>, Vec<Waiting>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

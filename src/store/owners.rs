@@ -1,13 +1,12 @@
 //! Mailboxes by address, as logins ask for them: those that wait together are read together. One statement for sixteen costs
 //! a fraction of sixteen, in the database and on the way to it.
 
-use std::collections::HashMap;
-
 use tokio::sync::{mpsc, oneshot};
 
 use super::dialect::{Db, Reader, Row, Value, statements};
 use super::mailboxes::{read, read_member};
 use super::{Mailbox, StoreError};
+use crate::cache::Table;
 use crate::identity::Address;
 
 /// The most that one statement asks about.
@@ -114,8 +113,8 @@ async fn read_all(
 /// What one statement found.
 #[derive(Default)]
 struct Found {
-    by_address: HashMap<String, i64, foldhash::fast::RandomState>,
-    mailboxes: HashMap<i64, Result<Mailbox, StoreError>, foldhash::fast::RandomState>,
+    by_address: Table<String, i64>,
+    mailboxes: Table<i64, Result<Mailbox, StoreError>>,
 }
 
 impl Found {
