@@ -260,11 +260,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             }
             None => {
                 asked.user = shown_name(&attempt.login);
-                // A task of its own: it ends, and is journalled, even if this client hangs up.
-                let core = Arc::clone(&self.door.core);
-                let decision =
-                    self.door.tracker.spawn(async move { core.authenticate(attempt).await });
-                let task = self.asking.spawn(decision);
+                let task = self.asking.spawn(self.door.ask(attempt));
                 self.asked.insert(task.id(), asked);
             }
         }
