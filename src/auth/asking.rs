@@ -34,6 +34,8 @@ pub(super) struct Stored {
     /// That of memory before the mailbox was read.
     edition: u64,
     from: ReadFrom,
+    /// Not before it was read.
+    at: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,11 +109,12 @@ impl Authenticator {
         };
         let asking = Asking::new(setup, attempt, login, service);
         let core = Arc::clone(self);
-        self.tracker.spawn(async move {
+        // Boxed as all tasks of logins are (server::door).
+        self.tracker.spawn(Box::pin(async move {
             let settled = core.take_turn(&asking).await;
             drop(place);
             lead.settle(settled);
-        });
+        }));
         flights::wait(outcome).await
     }
 
@@ -200,7 +203,7 @@ impl Authenticator {
                 }
                 Settled::Proven { mailbox, source: Source::Memory, changes: None }
             }
-            Recall::Replan(record) => self.replan(asking, &record, Source::Memory).await,
+            Recall::Replan(record) => Box::pin(self.replan(asking, &record, Source::Memory)).await,
             Recall::Refused { record, read_stamp, kind } => {
                 if read_stamp {
                     self.read_stamp(setup, record);
@@ -221,18 +224,19 @@ impl Authenticator {
         record: Option<&Record>,
     ) -> Result<Option<Stored>, Settled> {
         let edition = self.memory.edition();
-        let stored = |mailbox, from| Stored { mailbox, edition, from };
+        let now = clock::now();
+        let stored = |mailbox, from, at| Stored { mailbox, edition, from, at };
         let address = &asking.login.address;
-        let is_of_name = |mailbox: &Arc<Mailbox>| mailbox.owns(address);
-        let current =
-            record.and_then(|record| record.current_mailbox(asking.setup.generation, clock::now()));
-        if let Some(mailbox) = current.filter(is_of_name) {
-            return Ok(Some(stored(mailbox, ReadFrom::Store)));
+        let current = record.and_then(|it| it.current_mailbox(asking.setup.generation, now));
+        if let Some((mailbox, seen)) = current.filter(|(mailbox, _)| mailbox.owns(address)) {
+            return Ok(Some(stored(mailbox, ReadFrom::Store, seen)));
         }
         match self.store.owner(address).await {
-            Ok(mailbox) => Ok(mailbox.map(|mailbox| stored(Arc::new(mailbox), ReadFrom::Store))),
+            Ok(mailbox) => {
+                Ok(mailbox.map(|mailbox| stored(Arc::new(mailbox), ReadFrom::Store, now)))
+            }
             Err(error) => match record.and_then(Record::mailbox) {
-                Some(mailbox) => Ok(Some(stored(mailbox, ReadFrom::Memory))),
+                Some(mailbox) => Ok(Some(stored(mailbox, ReadFrom::Memory, now))),
                 None => Err(later(Reason::StoreUnavailable, Some(&error))),
             },
         }
@@ -283,7 +287,7 @@ impl Authenticator {
         let name = match &stored.provider {
             Provider::Directory(name) => name,
             // No directory is ever asked about it (O-2).
-            Provider::Local => return self.ask_here(asking, stored.id).await,
+            Provider::Local => return Box::pin(self.ask_here(asking, stored.id)).await,
         };
         let Some(profile) = asking.setup.directories.profile(name) else {
             let detail = format!("the mailbox's directory {name} is not configured");
@@ -317,7 +321,8 @@ impl Authenticator {
             Err(error) => return later(Reason::StoreUnavailable, Some(&error)),
         };
         if stored.provider != Provider::Local {
-            let stored = Stored { mailbox: Arc::new(stored), edition, from: ReadFrom::Store };
+            let (mailbox, from, at) = (Arc::new(stored), ReadFrom::Store, asking.asked);
+            let stored = Stored { mailbox, edition, from, at };
             return Box::pin(self.ask(asking, None, Some(&stored))).await;
         }
         let checked = match self.check_here(asking, &stored).await {
@@ -338,7 +343,8 @@ impl Authenticator {
                     self.memory.refuse(&learned, &asking.password);
                 }
                 Checked::Right => {
-                    let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written: true };
+                    let mailbox = Arc::clone(&mailbox);
+                    let seen = Seen { mailbox, edition, written: true, at: now };
                     let net = gate::net(asking.client);
                     self.memory.prove(&learned, &asking.password, seen, net);
                 }
@@ -385,7 +391,8 @@ impl Authenticator {
             (Ok(Some(mailbox)), _) => {
                 // Another process gave it to a directory: what was proven here counts no more.
                 self.memory.forget_mailbox(id);
-                let stored = Stored { mailbox: Arc::new(mailbox), edition, from: ReadFrom::Store };
+                let (mailbox, from, at) = (Arc::new(mailbox), ReadFrom::Store, asking.asked);
+                let stored = Stored { mailbox, edition, from, at };
                 return Box::pin(self.ask(asking, None, Some(&stored))).await;
             }
             (Ok(None), _) => {
@@ -396,7 +403,8 @@ impl Authenticator {
             (Err(error), None) => return later(Reason::StoreUnavailable, Some(&error)),
         };
         let mailbox = asking.setup.effective(mailbox);
-        let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written };
+        let at = asking.asked;
+        let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written, at };
         self.memory.replanned(record, seen, asking.setup.generation);
         Settled::Proven { mailbox, source, changes: None }
     }
@@ -522,7 +530,7 @@ impl Authenticator {
             Answer::Ours { detail } => {
                 self.complaints.complain(profile.name(), &detail, clock::now());
                 let reason = Reason::DirectoryMisconfigured;
-                self.grace_or_later(asking, profile, proven, (reason, &detail)).await
+                Box::pin(self.grace_or_later(asking, profile, proven, (reason, &detail))).await
             }
             Answer::Odd { detail } => {
                 // Whatever it means, it was no yes: no grace for this password.
@@ -533,7 +541,7 @@ impl Authenticator {
                 later(Reason::DirectoryMisconfigured, Some(&detail))
             }
             Answer::Trouble(trouble) => {
-                self.troubled(asking, profile, trouble, proven, stored).await
+                Box::pin(self.troubled(asking, profile, trouble, proven, stored)).await
             }
             refusal => self.refuse_known(asking, profile, (refusal, vouched), proven),
         };
@@ -706,31 +714,18 @@ impl Authenticator {
         let person = Arc::new(person);
         let versions = Versions { rules: setup.generation, profile: profile.epoch() };
         let edition = stored.map_or_else(|| self.memory.edition(), |stored| stored.edition);
-        let remembered = self
-            .memory
-            .account(&account_key(&person.profile, &person.id))
-            .and_then(|record| record.mailbox());
-        // What was read before the wait for turn and directory may be old by now (O-4).
-        let is_current =
-            edition == self.memory.edition() && clock::now() < asking.asked + READ_IS_CURRENT;
-        let known = match (stored, remembered.as_ref()) {
-            (Some(Stored { mailbox, from: ReadFrom::Store, .. }), _) if is_current => {
-                Known::Read(mailbox)
-            }
-            (_, Some(mailbox)) | (Some(Stored { mailbox, .. }), None) => Known::Remembered(mailbox),
-            (None, None) => Known::Nothing,
-        };
-        let outcome =
-            provision::provision(&self.store, &setup.rules, &person, asking.protocol, known);
-        let ready = match self.provisioned(asking, outcome.await) {
-            Ok(ready) => ready,
-            Err(settled) => {
-                if matches!(settled, Settled::Refused { .. }) {
-                    // What the person is now gets no mailbox: what they were must not get in by grace.
-                    self.end_proofs_of(&person);
+        let ready = match self.planned(asking, &person) {
+            Some(ready) => ready,
+            None => match self.provision(asking, &person, edition, stored).await {
+                Ok(ready) => ready,
+                Err(settled) => {
+                    if matches!(settled, Settled::Refused { .. }) {
+                        // What the person is now gets no mailbox: what they were must not get in by grace.
+                        self.end_proofs_of(&person);
+                    }
+                    return settled;
                 }
-                return settled;
-            }
+            },
         };
         if setup.remembers(&person) {
             let now = clock::now();
@@ -746,6 +741,41 @@ impl Authenticator {
             source: Source::Directory,
             changes: ready.changes,
         }
+    }
+
+    /// The mailbox that a login has just brought in step with the person as they still are.
+    fn planned(&self, asking: &Asking, person: &Person) -> Option<Ready> {
+        let record = self.memory.account(&account_key(&person.profile, &person.id))?;
+        let (mailbox, at) = record.planned_for(person, asking.setup.generation, clock::now())?;
+        Some(Ready { mailbox, changes: None, written: true, at })
+    }
+
+    /// Makes or updates the mailbox.
+    async fn provision(
+        &self,
+        asking: &Asking,
+        person: &Person,
+        edition: u64,
+        stored: Option<&Stored>,
+    ) -> Result<Ready, Settled> {
+        let remembered = self
+            .memory
+            .account(&account_key(&person.profile, &person.id))
+            .and_then(|record| record.mailbox());
+        // What was read before the wait for turn and directory may be old by now (O-4).
+        let is_current =
+            edition == self.memory.edition() && clock::now() < asking.asked + READ_IS_CURRENT;
+        let known = match (stored, remembered.as_ref()) {
+            (Some(Stored { mailbox, from: ReadFrom::Store, .. }), _) if is_current => {
+                Known::Read(mailbox)
+            }
+            (_, Some(mailbox)) | (Some(Stored { mailbox, .. }), None) => Known::Remembered(mailbox),
+            (None, None) => Known::Nothing,
+        };
+        let (rules, protocol) = (&asking.setup.rules, asking.protocol);
+        let outcome = provision::provision(&self.store, rules, person, protocol, known).await;
+        let at = stored.map_or(asking.asked, |stored| stored.at);
+        Ok(Ready { at, ..self.provisioned(asking, outcome)? })
     }
 
     fn end_proofs_of(&self, person: &Person) {
@@ -798,7 +828,7 @@ impl Authenticator {
                 };
                 let written = ready.write_error.is_none();
                 let mailbox = asking.setup.effective(ready.mailbox);
-                Ok(Ready { mailbox, changes, written })
+                Ok(Ready { mailbox, changes, written, at: asking.asked })
             }
             Outcome::Refused(refusal) => {
                 let detail = refusal.to_string();
@@ -852,7 +882,8 @@ async fn ask_within_budget(profile: &Arc<Profile>, question: Question<'_>) -> An
         return answer;
     }
     // Without time for that it is read at the next.
-    drop(tokio::time::timeout_at(deadline.into(), profile.read_lockout()).await);
+    let reading = Box::pin(profile.read_lockout());
+    drop(tokio::time::timeout_at(deadline.into(), reading).await);
     let is_known_now = unread && profile.lockout() != Lockout::Unread;
     match answer {
         // It was held back for no more than that.
@@ -867,11 +898,14 @@ struct Ready {
     changes: Option<Arc<str>>,
     /// The store has it as it is here.
     written: bool,
+    /// Not before it was seen there.
+    at: Instant,
 }
 
 impl Ready {
     fn seen(&self, edition: u64) -> Seen {
-        Seen { mailbox: Arc::clone(&self.mailbox), edition, written: self.written }
+        let Self { mailbox, written, at, .. } = self;
+        Seen { mailbox: Arc::clone(mailbox), edition, written: *written, at: *at }
     }
 }
 

@@ -72,9 +72,9 @@ impl Touched {
 #[derive(Debug, Default)]
 struct Waiting {
     line: VecDeque<Arc<Record>>,
-    in_line: HashSet<Box<str>>,
+    in_line: HashSet<Arc<str>>,
     /// Read at this moment. Whoever is touched meanwhile waits for another turn.
-    read_now: HashSet<Box<str>>,
+    read_now: HashSet<Arc<str>>,
 }
 
 impl Waiting {
@@ -119,7 +119,7 @@ impl Authenticator {
         // A feed before this one may have told of changes that nobody has looked at yet.
         self.doubt_all(profile);
         let mut waiting = Waiting::default();
-        let mut rereads: JoinSet<Box<str>> = JoinSet::new();
+        let mut rereads: JoinSet<Arc<str>> = JoinSet::new();
         let mut batch = Vec::with_capacity(NEWS);
         loop {
             while let Some(record) = waiting.next() {

@@ -4,7 +4,7 @@
 //! directory accepted), *refusals* (of passwords it refused), the person as last read and the mailbox as last
 //! written. Names that are nobody's live in a part of their own, so that a flood of them pushes out no people.
 
-use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::Reason;
 use super::gate::Net;
 use super::old_passwords::OldPasswordClient;
-use crate::cache::Bounded;
+use crate::cache::{Bounded, Table};
 use crate::person::{AccountState, Person, Stamp};
 use crate::secret::Password;
 use crate::store::Mailbox;
@@ -133,14 +133,14 @@ pub struct Versions {
 #[derive(Debug)]
 pub struct Record {
     /// `profile NUL id`.
-    pub account: Box<str>,
+    pub account: Arc<str>,
     state: Mutex<State>,
 }
 
 /// Accounts by key. Those that no name leads to any more are swept out when the table has doubled.
 #[derive(Debug, Default)]
 struct Accounts {
-    records: HashMap<Box<str>, Weak<Record>>,
+    records: Table<Arc<str>, Weak<Record>>,
     sweep_at: usize,
 }
 
@@ -148,23 +148,69 @@ struct Accounts {
 struct State {
     person: Arc<Person>,
     mailbox: Option<Arc<Mailbox>>,
+    /// When a login saw it in the store.
+    seen: Option<Instant>,
     /// The rules that the mailbox was planned by; 0: plan again.
     rules: u64,
     proofs: Vec<Proof>,
+    against: Seldom,
+    refresh: Refresh,
+    names: Vec<Name>,
+    nets: Vec<Net>,
+    /// A feed tells whatever changes of the person.
+    vouched: Option<Vouched>,
+    /// Nothing is remembered here any more: a login under way must not bring it back.
+    forgotten: bool,
+}
+
+/// What speaks against logins.
+#[derive(Debug)]
+struct Against {
     refusals: Vec<Refusal>,
     /// Passwords that were proven here and refused since; the oldest first.
     former: Vec<Digest>,
     barred: Option<Bar>,
     stamp_read: Option<Instant>,
-    refresh: Refresh,
-    names: Vec<Name>,
-    nets: Vec<Net>,
     /// The entry may have changed then: what was learned before is asked about again.
     doubted: Option<Instant>,
-    /// A feed tells whatever changes of the person.
-    vouched: Option<Vouched>,
-    /// Nothing is remembered here any more: a login under way must not bring it back.
-    forgotten: bool,
+}
+
+impl Against {
+    const fn none() -> Self {
+        Self {
+            refusals: Vec::new(),
+            former: Vec::new(),
+            barred: None,
+            stamp_read: None,
+            doubted: None,
+        }
+    }
+}
+
+static NOTHING: Against = Against::none();
+
+/// Room for it is taken once there is something: of a hundred thousand people nearly all never have any.
+#[derive(Debug, Default)]
+struct Seldom(Option<Box<Against>>);
+
+impl Deref for Seldom {
+    type Target = Against;
+
+    fn deref(&self) -> &Against {
+        self.0.as_deref().unwrap_or(&NOTHING)
+    }
+}
+
+impl Seldom {
+    /// What there is.
+    fn present(&mut self) -> Option<&mut Against> {
+        self.0.as_deref_mut()
+    }
+
+    /// For something new.
+    fn make(&mut self) -> &mut Against {
+        self.0.get_or_insert_with(|| Box::new(Against::none()))
+    }
 }
 
 #[derive(Debug)]
@@ -277,6 +323,8 @@ pub struct Seen {
     pub edition: u64,
     /// The store has it as it is here.
     pub written: bool,
+    /// When it was seen there.
+    pub at: Instant,
 }
 
 /// What `gatepost memory show` prints of an account. Ages in seconds.
@@ -417,7 +465,7 @@ impl Memory {
             drop(state);
             return Recall::Refused { record, read_stamp, kind };
         }
-        match state.barred {
+        match state.against.barred {
             Some(bar) if now < bar.until && bar.profile == newest.profile => {
                 Recall::Barred(bar.reason)
             }
@@ -437,12 +485,14 @@ impl Memory {
             return;
         }
         self.see(&mut state, seen, learned.versions.rules);
-        state.barred = None;
         if state.proof(&digest).is_none() {
             state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
         }
-        state.refusals.retain(|refusal| refusal.digest != digest);
-        state.former.retain(|former| *former != digest);
+        if let Some(against) = state.against.present() {
+            against.barred = None;
+            against.refusals.retain(|refusal| refusal.digest != digest);
+            against.former.retain(|former| *former != digest);
+        }
         state.proofs.retain(|proof| proof.digest != digest);
         state.refresh = Refresh::WhenDue;
         let profile = learned.versions.profile;
@@ -470,7 +520,7 @@ impl Memory {
         // The very password that was proven is wrong now: that proof ends. Others stay (login.md M-5).
         if state.proof(&digest).is_some() {
             state.proofs.retain(|proof| proof.digest != digest);
-            push_bounded(&mut state.former, digest, MAX_FORMER);
+            push_bounded(&mut state.against.make().former, digest, MAX_FORMER);
         }
         state.add_refusal(digest, learned);
         let kind = state.kind_of_wrong(&digest);
@@ -487,7 +537,7 @@ impl Memory {
         if state.forgotten {
             return;
         }
-        state.barred = Some(Bar { until, reason, profile });
+        state.against.make().barred = Some(Bar { until, reason, profile });
         drop(state);
         self.point(learned.name, &record);
     }
@@ -513,7 +563,7 @@ impl Memory {
         let mut state = record.lock();
         let moved = state.person.stamp != stamp;
         if moved {
-            state.refusals.clear();
+            state.clear_refusals();
             state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
             let mut person = Person::clone(&state.person);
             person.stamp = stamp;
@@ -534,7 +584,7 @@ impl Memory {
         state.vouched = vouched;
         let before = std::mem::replace(&mut state.person, person);
         let now = Arc::clone(&state.person);
-        let mapped = now.attributes != before.attributes || now.dn != before.dn;
+        let mapped = !state.is_planned_as(&before);
         if mapped {
             state.rules = 0;
         }
@@ -550,8 +600,10 @@ impl Memory {
         if stands && now.state == before.state {
             return if mapped { Change::Person } else { Change::Nothing };
         }
-        state.refusals.clear();
-        state.barred = None;
+        state.clear_refusals();
+        if let Some(against) = state.against.present() {
+            against.barred = None;
+        }
         state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
         Change::Password
     }
@@ -559,7 +611,7 @@ impl Memory {
     /// The entry may have changed, but could not be read: what was learned until now is asked about again. Grace
     /// stays, for nobody has said no.
     pub fn doubt(&self, record: &Record, now: Instant) {
-        record.lock().doubted = Some(now);
+        record.lock().against.make().doubted = Some(now);
     }
 
     /// The accounts of a profile.
@@ -589,6 +641,7 @@ impl Memory {
         state.rules = if is_current && seen.written { rules } else { 0 };
         if is_current || state.mailbox.is_none() {
             state.mailbox = Some(seen.mailbox);
+            state.seen = Some(seen.at);
         }
     }
 
@@ -618,10 +671,8 @@ impl Memory {
             let mut state = record.lock();
             state.forgotten = true;
             state.proofs.clear();
-            state.refusals.clear();
-            state.former.clear();
+            state.against = Seldom::default();
             state.mailbox = None;
-            state.barred = None;
             std::mem::take(&mut state.names)
         };
         for name in &names {
@@ -678,7 +729,10 @@ impl Memory {
         let record = self.accounts().find_or_make(key, person);
         let mut state = record.lock();
         if state.person.stamp != person.stamp {
-            state.refusals.clear();
+            state.clear_refusals();
+        }
+        if !state.is_planned_as(person) {
+            state.rules = 0;
         }
         state.person = Arc::clone(person);
         state.vouched = learned.vouched;
@@ -723,30 +777,27 @@ impl Accounts {
             self.records.retain(|_, record| record.strong_count() > 0);
             self.sweep_at = (self.records.len() * 2).max(1024);
         }
-        let key: Box<str> = key.into();
-        let record = Arc::new(Record::new(key.clone(), Arc::clone(person)));
+        let key: Arc<str> = key.into();
+        let record = Arc::new(Record::new(Arc::clone(&key), Arc::clone(person)));
         self.records.insert(key, Arc::downgrade(&record));
         record
     }
 }
 
 impl Record {
-    pub(super) fn new(account: Box<str>, person: Arc<Person>) -> Self {
+    pub(super) fn new(account: Arc<str>, person: Arc<Person>) -> Self {
         Self {
             account,
             state: Mutex::new(State {
                 person,
                 mailbox: None,
+                seen: None,
                 rules: 0,
                 proofs: Vec::new(),
-                refusals: Vec::new(),
-                former: Vec::new(),
-                barred: None,
-                stamp_read: None,
+                against: Seldom::default(),
                 refresh: Refresh::WhenDue,
                 names: Vec::new(),
                 nets: Vec::new(),
-                doubted: None,
                 vouched: None,
                 forgotten: false,
             }),
@@ -774,8 +825,8 @@ impl Record {
     pub fn is_doubted(&self) -> bool {
         let state = self.lock();
         let learned = state.proofs.iter().map(|proof| proof.at);
-        let mut learned = learned.chain(state.refusals.iter().map(|refusal| refusal.at));
-        state.doubted.is_some() && !learned.any(|at| state.is_undoubted(at))
+        let mut learned = learned.chain(state.against.refusals.iter().map(|refusal| refusal.at));
+        state.against.doubted.is_some() && !learned.any(|at| state.is_undoubted(at))
     }
 
     /// Something has touched the entry: nobody vouches for what is remembered of it.
@@ -789,14 +840,23 @@ impl Record {
         self.lock().mailbox.clone()
     }
 
-    /// The mailbox, if a login found it in the store a moment ago and nothing has changed it since, as far as this process
-    /// knows.
+    /// The mailbox and when it was seen, if a login saw it in the store a moment ago and nothing has changed it since, as
+    /// far as this process knows.
     #[must_use]
-    pub fn current_mailbox(&self, rules: u64, now: Instant) -> Option<Arc<Mailbox>> {
+    pub fn current_mailbox(&self, rules: u64, now: Instant) -> Option<(Arc<Mailbox>, Instant)> {
+        self.lock().current_mailbox(rules, now)
+    }
+
+    /// The same, if it is what a plan for this person would come to.
+    #[must_use]
+    pub fn planned_for(
+        &self,
+        person: &Person,
+        rules: u64,
+        now: Instant,
+    ) -> Option<(Arc<Mailbox>, Instant)> {
         let state = self.lock();
-        let was_seen = |proof: &Proof| now < proof.at + MAILBOX_IS_CURRENT;
-        let is_current = state.rules == rules && state.proofs.iter().any(was_seen);
-        state.mailbox.clone().filter(|_| is_current)
+        state.current_mailbox(rules, now).filter(|_| state.is_planned_as(person))
     }
 
     /// A login from this net succeeded at this account before.
@@ -910,8 +970,13 @@ impl Record {
                 .iter()
                 .map(|proof| ProofShown { age_seconds: age(proof.at), demoted: proof.demoted })
                 .collect(),
-            refusals_age_seconds: state.refusals.iter().map(|refusal| age(refusal.at)).collect(),
-            barred: state.barred.filter(|bar| now < bar.until).map(|bar| {
+            refusals_age_seconds: state
+                .against
+                .refusals
+                .iter()
+                .map(|refusal| age(refusal.at))
+                .collect(),
+            barred: state.against.barred.filter(|bar| now < bar.until).map(|bar| {
                 (bar.until.saturating_duration_since(now).as_secs(), bar.reason.as_str())
             }),
             old_password_clients: Vec::new(),
@@ -932,6 +997,17 @@ impl Record {
 }
 
 impl State {
+    fn current_mailbox(&self, rules: u64, now: Instant) -> Option<(Arc<Mailbox>, Instant)> {
+        let seen =
+            self.seen.filter(|seen| self.rules == rules && now < *seen + MAILBOX_IS_CURRENT)?;
+        self.mailbox.clone().zip(Some(seen))
+    }
+
+    /// Plans are made of nothing else of a person.
+    fn is_planned_as(&self, person: &Person) -> bool {
+        self.person.attributes == person.attributes && self.person.dn == person.dn
+    }
+
     fn proof(&self, digest: &Digest) -> Option<&Proof> {
         self.proofs.iter().find(|proof| proof.digest == *digest)
     }
@@ -953,7 +1029,7 @@ impl State {
             Stamp::Unreadable if !is_old => Some(terms.refused.min(REFUSED_WITHOUT_STAMP)),
             _ => Some(terms.refused),
         };
-        self.refusals.iter().any(|refusal| {
+        self.against.refusals.iter().any(|refusal| {
             refusal.digest == *digest
                 && refusal.profile == newest.profile
                 && trusted.is_none_or(|trusted| now < refusal.at + trusted)
@@ -963,12 +1039,12 @@ impl State {
 
     /// Nothing has spoken against what was learned at this time.
     fn is_undoubted(&self, learned: Instant) -> bool {
-        self.doubted.is_none_or(|doubted| learned > doubted)
+        self.against.doubted.is_none_or(|doubted| learned > doubted)
     }
 
     /// A password that was right is old once another has been accepted.
     fn kind_of_wrong(&self, digest: &Digest) -> Wrong {
-        let was_right = self.former.contains(digest);
+        let was_right = self.against.former.contains(digest);
         let is_replaced = self.proofs.iter().any(|proof| !proof.demoted);
         if was_right && is_replaced { Wrong::Old } else { Wrong::Guess }
     }
@@ -976,21 +1052,28 @@ impl State {
     /// Remembers a refusal. Where there is no room, one of a password that was tried once goes, never one that clients
     /// keep sending: a guesser must not make those be bound again.
     fn add_refusal(&mut self, digest: Digest, learned: &Learned<'_>) {
-        self.refusals.retain(|refusal| refusal.digest != digest);
-        if self.refusals.len() >= MAX_REFUSALS {
-            let guessed = |refusal: &Refusal| {
-                !refusal.was_hit && self.kind_of_wrong(&refusal.digest) == Wrong::Guess
-            };
-            let least = self.refusals.iter().position(guessed).unwrap_or(0);
-            self.refusals.remove(least);
+        self.against.make().refusals.retain(|refusal| refusal.digest != digest);
+        let guessed = |refusal: &Refusal| {
+            !refusal.was_hit && self.kind_of_wrong(&refusal.digest) == Wrong::Guess
+        };
+        let least = self.against.refusals.iter().position(guessed).unwrap_or(0);
+        let refusals = &mut self.against.make().refusals;
+        if refusals.len() >= MAX_REFUSALS {
+            refusals.remove(least);
         }
         let (at, profile) = (learned.now, learned.versions.profile);
-        self.refusals.push(Refusal { digest, at, profile, was_hit: false });
+        refusals.push(Refusal { digest, at, profile, was_hit: false });
+    }
+
+    fn clear_refusals(&mut self) {
+        if let Some(against) = self.against.present() {
+            against.refusals.clear();
+        }
     }
 
     fn hit_refusal(&mut self, digest: &Digest) {
-        let hit = self.refusals.iter_mut().find(|refusal| refusal.digest == *digest);
-        if let Some(refusal) = hit {
+        let mut refusals = self.against.present().into_iter().flat_map(|it| &mut it.refusals);
+        if let Some(refusal) = refusals.find(|refusal| refusal.digest == *digest) {
             refusal.was_hit = true;
         }
     }
@@ -1041,9 +1124,9 @@ impl State {
 
     /// Whether the entry may be read for its stamp now; says yes once per 10 s.
     fn read_due(&mut self, now: Instant) -> bool {
-        let due = self.stamp_read.is_none_or(|at| now >= at + STAMP_READ_EVERY);
+        let due = self.against.stamp_read.is_none_or(|at| now >= at + STAMP_READ_EVERY);
         if due {
-            self.stamp_read = Some(now);
+            self.against.make().stamp_read = Some(now);
         }
         due
     }
@@ -1131,8 +1214,13 @@ mod tests {
 
         fn prove(&self, password: &str, seconds: u64) {
             let password = Password::new(password);
-            let seen = Seen { mailbox: mailbox(), edition: self.memory.edition(), written: true };
+            let seen = self.seen(seconds);
             self.memory.prove(&self.learned(seconds), &password, seen, gate::net(None));
+        }
+
+        fn seen(&self, seconds: u64) -> Seen {
+            let (edition, at) = (self.memory.edition(), self.at(seconds));
+            Seen { mailbox: mailbox(), edition, written: true, at }
         }
 
         fn refuse(&self, password: &str, seconds: u64) -> Wrong {
@@ -1408,7 +1496,7 @@ mod tests {
         let fixture = Fixture::new();
         let vouched = Some(Vouched { run: 7, since: fixture.at(0) });
         let password = Password::new("good");
-        let seen = Seen { mailbox: mailbox(), edition: fixture.memory.edition(), written: true };
+        let seen = fixture.seen(0);
         let learned = Learned { vouched, ..fixture.learned(0) };
         fixture.memory.prove(&learned, &password, seen, gate::net(None));
         let record = fixture.memory.record("fry@x.example").unwrap();
@@ -1467,8 +1555,7 @@ mod tests {
             let name = format!("name{number}@x.example");
             let learned = Learned { name: &name, ..fixture.learned(0) };
             let password = Password::new("good");
-            let seen =
-                Seen { mailbox: mailbox(), edition: fixture.memory.edition(), written: true };
+            let seen = fixture.seen(0);
             fixture.memory.prove(&learned, &password, seen, gate::net(None));
         }
         let record = fixture.memory.record("name0@x.example").unwrap();
@@ -1510,7 +1597,7 @@ mod tests {
     #[test]
     fn a_login_under_way_does_not_bring_back_the_state_before_a_disable() {
         let fixture = Fixture::new();
-        let before = Seen { mailbox: mailbox(), edition: fixture.memory.edition(), written: true };
+        let before = fixture.seen(0);
         let mut changed = Mailbox::clone(&mailbox());
         changed.disabled_by_admin = true;
 
@@ -1627,8 +1714,7 @@ mod tests {
     #[test]
     fn a_mailbox_that_was_not_written_or_was_refused_is_planned_again() {
         let fixture = Fixture::new();
-        let unwritten =
-            Seen { mailbox: mailbox(), edition: fixture.memory.edition(), written: false };
+        let unwritten = Seen { written: false, ..fixture.seen(0) };
         let password = Password::new("good");
         fixture.memory.prove(&fixture.learned(0), &password, unwritten, gate::net(None));
         assert_eq!(fixture.recall("good", 1), "replan");
@@ -1639,6 +1725,32 @@ mod tests {
 
         assert_eq!(fixture.recall("good", 3), "replan");
         assert!(!fixture.grace("good", 1000));
+    }
+
+    #[test]
+    fn a_mailbox_is_current_for_a_minute_and_no_longer_once_anything_changed_it() {
+        let fixture = Fixture::new();
+        let current = |rules: u64, seconds: u64| {
+            fixture.record().current_mailbox(rules, fixture.at(seconds)).is_some()
+        };
+        fixture.refuse("guess", 0);
+        assert!(!current(1, 0), "nobody saw one");
+        fixture.prove("good", 0);
+        assert_eq!([current(1, 59), current(1, 60), current(2, 1)], [true, false, false]);
+
+        fixture.prove("good", 100);
+        fixture.memory.mailbox_changed(&mailbox());
+        assert!(!current(1, 101), "an administrator changed it");
+        let unwritten = Seen { written: false, ..fixture.seen(0) };
+        let password = Password::new("good");
+        fixture.memory.prove(&fixture.learned(102), &password, unwritten, gate::net(None));
+        assert!(!current(1, 103), "the store has it otherwise");
+        fixture.prove("good", 104);
+        assert!(current(1, 105));
+        // A login that did not look there does not make it younger.
+        let (learned, seen) = (fixture.learned(150), fixture.seen(104));
+        fixture.memory.prove(&learned, &password, seen, gate::net(None));
+        assert_eq!([current(1, 163), current(1, 164)], [true, false]);
     }
 
     #[test]
