@@ -1,12 +1,18 @@
 //! The parsers that read what strangers send, and what their fuzz targets have in common.
 #![allow(dead_code, reason = "only the parsers are run")]
 
+#[path = "../../src/directory/answer.rs"]
+pub mod answer;
+#[path = "../../src/directory/ber.rs"]
+mod ber;
 #[path = "../../src/decimal.rs"]
 pub mod decimal;
 #[path = "../../src/directory/filter.rs"]
 pub mod filter;
 #[path = "../../src/identity.rs"]
 pub mod identity;
+#[path = "../../src/person.rs"]
+pub mod person;
 #[path = "../../src/proto/mod.rs"]
 pub mod proto;
 #[path = "../../src/secret.rs"]

@@ -12,11 +12,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use super::answer::{Message, whole_message};
 use super::ber::{write_element, write_number};
 use super::connect::{ConnectError, Target};
 use super::connection::OperationError;
 use super::verdict::{BindReply, POLICY_OID};
-use super::wire::{self, BIND_RESPONSE, FIRST_ID, Message, Stream, no_answer};
+use super::wire::{self, BIND_RESPONSE, FIRST_ID, Stream, no_answer};
 use crate::clock;
 
 /// A connection that serves binds; dropping it closes it.
@@ -55,10 +56,11 @@ impl BindConnection {
         self.stream.write_all(request).await?;
         self.stream.flush().await?;
         loop {
-            if let Some(place) = wire::whole_message(&self.input, wire::SHORT)? {
+            if let Some(place) = whole_message(&self.input, wire::SHORT)? {
                 let end = place.end;
                 let reply = self.input.get(place).and_then(Message::parse);
                 let reply = reply.and_then(|message| message.result(self.last_id, BIND_RESPONSE));
+                let reply = reply.map(BindReply::from);
                 self.input.advance(end);
                 return reply.ok_or_else(no_answer);
             }
@@ -68,9 +70,10 @@ impl BindConnection {
         }
     }
 
-    /// Its stream, and the last message id that was used on it. Nothing that was sent is unanswered.
-    pub(super) fn into_stream(self) -> (Box<dyn Stream>, u32) {
-        (self.stream, self.last_id)
+    /// Its stream, what the server said after its last answer, and the last message id that was used. Nothing that was
+    /// sent is unanswered.
+    pub(super) fn into_parts(self) -> (Box<dyn Stream>, BytesMut, u32) {
+        (self.stream, self.input, self.last_id)
     }
 
     /// Whether the server has neither closed it nor said anything (a notice of disconnection is all that it could say).
@@ -132,6 +135,7 @@ mod tests {
         let exact = wire::read_message(&mut peer).await.ok();
         let exact = exact.as_deref().and_then(Message::parse);
         let exact = exact.and_then(|message| message.result(BIND_ID, BIND_RESPONSE));
+        let exact = exact.map(BindReply::from);
         let (ours, mut theirs) = tokio::io::duplex(128 * 1024);
         let stream: Box<dyn Stream> = Box::new(ours);
         let born = clock::now();

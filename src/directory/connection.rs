@@ -1,6 +1,6 @@
-//! Operations on a connection of the client library's: what feeds and `directory test` ask. The one place that calls it, so
-//! that no operation goes without a time limit and no search leaves its message id behind. Logins search and bind without
-//! it (`searching`, `bind`).
+//! Operations on a connection of the client library's: what feeds and `directory test` ask. The one place that has such
+//! connections, so that no operation goes without a time limit and no search leaves its message id behind. Logins search and
+//! bind on their own (`searching`, `bind`).
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,9 @@ use ldap3::controls::{RawControl, RefreshMode, SyncRequest};
 use ldap3::{Ldap, LdapError, LdapResult, Scope, SearchOptions, SearchStream};
 use tokio::time::timeout;
 
+use super::answer::{self, Item};
 use super::connect::show;
-use super::entry::{self, Entry, EntryError, Item};
+use super::entry::{Entry, EntryError};
 use super::feed::SYNC_STATE_OID;
 use super::filter::Filter;
 use super::verdict::{BindReply, POLICY_OID, parse_policy};
@@ -156,11 +157,11 @@ impl Connection {
         // Nothing is asked of the stream after its first None: it would panic.
         let ended = loop {
             let Some(item) = stream.next().await.map_err(failed)? else { break true };
-            match entry::decode(&encoded(item.0)?) {
+            match answer::decode(&encoded(item.0)?) {
                 Ok(Item::Entry(_)) if entries.len() >= usize::from(query.limit) => break false,
                 Ok(Item::Entry(entry)) => entries.push(entry),
                 Ok(Item::Ignored) => {}
-                Err(error) => problem = Some(error),
+                Err(error) => problem = Some(EntryError::from(error)),
             }
         };
         let id = stream.ldap_handle().last_id();
@@ -249,12 +250,12 @@ impl Following {
         };
         if item.is_intermediate() {
             let operation = encoded(item.0)?;
-            let value = entry::intermediate(&operation).map(<[u8]>::to_vec);
+            let value = answer::intermediate(&operation).map(<[u8]>::to_vec);
             return Ok(value.map_or(Followed::Nothing, Followed::Info));
         }
         let state = item.1.into_iter().find(|control| control.1.ctype == SYNC_STATE_OID);
         let state = state.and_then(|control| control.1.val);
-        Ok(match entry::decode(&encoded(item.0)?)? {
+        Ok(match answer::decode(&encoded(item.0)?).map_err(EntryError::from)? {
             Item::Entry(entry) => Followed::Entry { entry, state },
             Item::Ignored => Followed::Nothing,
         })

@@ -1,30 +1,19 @@
-//! From the bytes of a search answer to a [`Person`]: own decoding (the client library's panics on referrals and
-//! malformed entries), ids in their text form, the account's state, the change stamp. Pure.
+//! From an entry to a [`Person`]: ids in their text form, the account's state, the change stamp. Pure.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::ber::element;
+pub use super::answer::{Entry, Malformed};
 use super::filter::Filter;
 use super::preset::{DisabledRule, Identity};
 use crate::config::directory::IdFormat;
 use crate::person::{AccountState, Attributes, Person, Stamp};
 
-/// An entry as it came: where it stands, and its attributes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Its distinguished name.
-    pub dn: Box<str>,
-    /// What was asked for and readable.
-    pub attributes: Attributes,
-}
-
 /// What an entry cannot be used for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// Not the shape of RFC 4511 §4.5.2.
-    #[error("malformed search answer: {0}")]
-    Malformed(&'static str),
+    /// It could not be read.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     /// The immutable id is missing, doubled, or not of its format.
     #[error("entry {dn}: {attribute} {problem}")]
     Id {
@@ -35,94 +24,6 @@ pub enum EntryError {
         /// What is wrong with it.
         problem: &'static str,
     },
-}
-
-/// One item of a search answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Item {
-    /// An entry.
-    Entry(Entry),
-    /// A referral or an intermediate message: not followed (AD sends referrals from each domain root).
-    Ignored,
-}
-
-/// Tags of a search answer's operations (RFC 4511 §4.5.2, §4.13).
-const ENTRY: u8 = 0x64;
-const REFERENCE: u8 = 0x73;
-const INTERMEDIATE: u8 = 0x79;
-
-/// Reads one item of a search answer: the operation's element, as it stands in its message.
-///
-/// # Errors
-/// [`EntryError::Malformed`].
-pub fn decode(operation: &[u8]) -> Result<Item, EntryError> {
-    let (tag, content, _) = element(operation).ok_or(EntryError::Malformed("operation"))?;
-    match tag {
-        REFERENCE | INTERMEDIATE => return Ok(Item::Ignored),
-        ENTRY => {}
-        _ => return Err(EntryError::Malformed("neither entry nor referral")),
-    }
-    let mut parts = content;
-    let dn = text(&mut parts, "entry name")?.into();
-    let mut list = inner(SEQUENCE, &mut parts, "attributes")?;
-    let mut attributes = BTreeMap::<String, Vec<&[u8]>>::new();
-    while !list.is_empty() {
-        let mut attribute = inner(SEQUENCE, &mut list, "attribute")?;
-        let name = text(&mut attribute, "attribute name")?;
-        let mut values = inner(SET, &mut attribute, "values")?;
-        let known = attributes.entry(plain_name(name).to_ascii_lowercase()).or_default();
-        while !values.is_empty() {
-            known.push(inner(OCTETS, &mut values, "value")?);
-        }
-    }
-    Ok(Item::Entry(Entry { dn, attributes: attributes.into_iter().collect() }))
-}
-
-/// The value of an intermediate response (RFC 4511 §4.13).
-pub(super) fn intermediate(operation: &[u8]) -> Option<&[u8]> {
-    const VALUE: u8 = 0x81;
-    let (INTERMEDIATE, mut parts, _) = element(operation)? else { return None };
-    while let Some((tag, content, rest)) = element(parts) {
-        if tag == VALUE {
-            return Some(content);
-        }
-        parts = rest;
-    }
-    None
-}
-
-const OCTETS: u8 = 0x04;
-const SEQUENCE: u8 = 0x30;
-const SET: u8 = 0x31;
-
-/// Takes the next element, which must be of this kind, off the front.
-fn inner<'a>(wanted: u8, rest: &mut &'a [u8], what: &'static str) -> Result<&'a [u8], EntryError> {
-    match element(rest) {
-        // The client library turns an empty set into an empty primitive.
-        Some((tag, content, after))
-            if tag == wanted || (content.is_empty() && tag | CONSTRUCTED == wanted) =>
-        {
-            *rest = after;
-            Ok(content)
-        }
-        _ => Err(EntryError::Malformed(what)),
-    }
-}
-
-const CONSTRUCTED: u8 = 0x20;
-
-fn text<'a>(rest: &mut &'a [u8], what: &'static str) -> Result<&'a str, EntryError> {
-    str::from_utf8(inner(OCTETS, rest, what)?).map_err(|_| EntryError::Malformed(what))
-}
-
-/// `userCertificate;binary`, `memberOf;range=0-1499` → the name alone. Other options (`cn;lang-fr`) say that these
-/// are other values.
-fn plain_name(name: &str) -> &str {
-    match name.split_once(';') {
-        Some((plain, option)) if option.eq_ignore_ascii_case("binary") => plain,
-        Some((plain, option)) if option.to_ascii_lowercase().starts_with("range=") => plain,
-        _ => name,
-    }
 }
 
 /// The attributes that tell when the password was changed (login.md M-7).
@@ -400,18 +301,6 @@ fn read_sid(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directory::ber::write_element;
-
-    fn tag(tag: u8, parts: &[Vec<u8>]) -> Vec<u8> {
-        let mut element = Vec::new();
-        write_element(tag, &parts.concat(), &mut element);
-        element
-    }
-
-    fn bytes(value: &[u8]) -> Vec<u8> {
-        tag(OCTETS, &[value.to_vec()])
-    }
-
     fn entry(attributes: &[(&str, &[&[u8]])]) -> Entry {
         let mut list = Attributes::default();
         for (name, values) in attributes {
@@ -431,57 +320,6 @@ mod tests {
     }
 
     const UUID: &[u8] = b"0A1B2C3D-0000-103f-8000-000000000001";
-
-    #[test]
-    fn entries_are_read_and_referrals_ignored() {
-        let attribute = |name: &[u8], values: &[&[u8]]| {
-            let values: Vec<_> = values.iter().map(|value| bytes(value)).collect();
-            tag(SEQUENCE, &[bytes(name), tag(SET, &values)])
-        };
-        let list = [
-            attribute(b"mail", &[b"a@x", b"b@x"]),
-            attribute(b"memberOf;range=0-1499", &[b"cn=a"]),
-            attribute(b"cn;lang-fr", &[b"Frite"]),
-            attribute(b"objectGUID", &[b"\x00\xff"]),
-            // An empty set, and as the client library writes it.
-            attribute(b"title", &[]),
-            tag(SEQUENCE, &[bytes(b"street"), tag(SET & !CONSTRUCTED, &[])]),
-        ];
-        let whole = tag(ENTRY, &[bytes(b"uid=fry,dc=x"), tag(SEQUENCE, &list)]);
-
-        let Ok(Item::Entry(entry)) = decode(&whole) else { panic!("no entry") };
-
-        assert_eq!(&*entry.dn, "uid=fry,dc=x");
-        assert_eq!(entry.attributes.texts("MAIL").collect::<Vec<_>>(), ["a@x", "b@x"]);
-        assert_eq!(entry.attributes.texts("memberOf").count(), 1);
-        assert_eq!(entry.attributes.texts("cn").count(), 0);
-        assert_eq!(entry.attributes.values("objectguid").next(), Some(&b"\x00\xff"[..]));
-        assert_eq!(entry.attributes.values("title").count(), 0);
-        assert_eq!(decode(&tag(REFERENCE, &[bytes(b"ldap://x")])), Ok(Item::Ignored));
-        assert_eq!(decode(&tag(INTERMEDIATE, &[])), Ok(Item::Ignored));
-    }
-
-    #[test]
-    fn malformed_entries_are_errors() {
-        let list = |attribute: &[Vec<u8>]| {
-            tag(ENTRY, &[bytes(b"dn"), tag(SEQUENCE, &[tag(SEQUENCE, attribute)])])
-        };
-        for broken in [
-            vec![],
-            tag(ENTRY, &[b"x".to_vec()]),
-            tag(ENTRY, &[]),
-            tag(ENTRY, &[bytes(b"dn"), bytes(b"x")]),
-            tag(ENTRY, &[bytes(b"\xff"), tag(SEQUENCE, &[])]),
-            list(&[]),
-            list(&[bytes(b"mail")]),
-            list(&[bytes(b"\xff"), tag(SET, &[])]),
-            list(&[bytes(b"mail"), tag(SET, &[tag(SEQUENCE, &[bytes(b"x")])])]),
-            list(&[bytes(b"mail"), tag(SET, &[b"\x04\x05x".to_vec()])]),
-            tag(0x67, &[]),
-        ] {
-            assert!(decode(&broken).is_err(), "{broken:02x?}");
-        }
-    }
 
     #[test]
     fn ids_have_one_text_form_and_are_found_again() {

@@ -15,6 +15,7 @@ use crate::person::Person;
 
 pub mod profile;
 
+pub mod answer;
 mod ber;
 mod bind;
 pub mod breaker;

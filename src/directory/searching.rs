@@ -12,16 +12,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::answer::{Item, Message, decode, whole_message};
 use super::ber::{write_element, write_number};
 use super::bind::BindConnection;
 use super::connection::{Found, OperationError, Query, SIZE_LIMIT};
-use super::entry::{self, EntryError, Item};
-use super::wire::{EXTENDED_RESPONSE, Message, Stream, whole_message};
+use super::entry::EntryError;
+use super::wire::{EXTENDED_RESPONSE, Stream};
 use crate::cache::Table;
 use crate::clock;
 
 /// An entry may name thousands of groups.
-const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
+const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
 
 /// Requests that wait to be written; who finds no room waits, within the time limit.
 const QUEUE: usize = 64;
@@ -42,6 +43,8 @@ pub(super) struct SearchConnection {
     requests: mpsc::Sender<Request>,
     last_id: AtomicU32,
     born: Instant,
+    /// Tells the driver that nobody is left, even while it takes no requests.
+    _alive: oneshot::Sender<()>,
 }
 
 struct Request {
@@ -61,14 +64,16 @@ struct Waiting {
 impl SearchConnection {
     /// From now on the connection searches, as whoever it was bound last.
     pub(super) fn start(connection: BindConnection) -> Self {
-        let (stream, last_id) = connection.into_stream();
-        Self::on(stream, last_id)
+        let (stream, input, last_id) = connection.into_parts();
+        Self::on(stream, input, last_id)
     }
 
-    fn on(stream: Box<dyn Stream>, last_id: u32) -> Self {
+    fn on(stream: Box<dyn Stream>, input: BytesMut, last_id: u32) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(Driver::new(stream, queue).run());
-        Self { requests, last_id: AtomicU32::new(last_id), born: clock::now() }
+        let (alive, gone) = oneshot::channel();
+        let (waiting, output) = (Table::default(), BytesMut::new());
+        tokio::spawn(Driver { stream, queue, gone, waiting, input, output }.run());
+        Self { requests, last_id: AtomicU32::new(last_id), born: clock::now(), _alive: alive }
     }
 
     /// A search. Referrals are ignored.
@@ -116,26 +121,25 @@ impl SearchConnection {
 struct Driver {
     stream: Box<dyn Stream>,
     queue: mpsc::Receiver<Request>,
+    gone: oneshot::Receiver<()>,
     waiting: Table<u32, Waiting>,
     input: BytesMut,
     output: BytesMut,
 }
 
 impl Driver {
-    fn new(stream: Box<dyn Stream>, queue: mpsc::Receiver<Request>) -> Self {
-        let (waiting, input, output) = (Table::default(), BytesMut::new(), BytesMut::new());
-        Self { stream, queue, waiting, input, output }
-    }
-
     async fn run(mut self) {
         let end = self.drive().await;
-        // Whoever still waits in the queue hears that nothing came of it.
+        self.queue.close();
+        // Who asked may have given up.
+        while let Ok(request) = self.queue.try_recv() {
+            let _ = request.waiting.answer.send(Err(OperationError::NotSent));
+        }
         for waiting in self.waiting.into_values() {
             let ended = match &end {
                 Ok(()) => "no answer came".to_owned(),
                 Err(error) => error.to_string(),
             };
-            // Who asked may have given up.
             let _ = waiting.answer.send(Err(OperationError::Broken(ended)));
         }
     }
@@ -146,6 +150,12 @@ impl Driver {
         let mut requests = Vec::with_capacity(QUEUE);
         let mut needs_flush = false;
         loop {
+            while let Some(place) = whole_message(&self.input, MESSAGE_LIMIT)? {
+                let end = place.end;
+                let content = self.input.get(place).unwrap_or_default();
+                hear(&mut self.waiting, content, &mut self.output)?;
+                self.input.advance(end);
+            }
             if self.input.is_empty() && self.input.capacity() > MOST_ROOM {
                 self.input = BytesMut::new();
             }
@@ -163,6 +173,7 @@ impl Driver {
             };
             tokio::select! {
                 biased;
+                _ = &mut self.gone => return Ok(()),
                 received = self.queue.recv_many(&mut requests, QUEUE), if has_room => {
                     if received == 0 {
                         return Ok(());
@@ -175,12 +186,6 @@ impl Driver {
                 read = reader.read_buf(&mut self.input) => {
                     if read? == 0 {
                         return Err(io::Error::other("the server closed it"));
-                    }
-                    while let Some(place) = whole_message(&self.input, MESSAGE_LIMIT)? {
-                        let end = place.end;
-                        let content = self.input.get(place).unwrap_or_default();
-                        hear(&mut self.waiting, content, &mut self.output)?;
-                        self.input.advance(end);
                     }
                 }
             }
@@ -199,19 +204,26 @@ fn hear(all: &mut Table<u32, Waiting>, content: &[u8], output: &mut BytesMut) ->
     if message.id == 0 {
         // RFC 4511 §4.4.1: it closes the connection after this.
         let notice = message.result(0, EXTENDED_RESPONSE).ok_or_else(malformed)?;
-        let text = format!("the server ends it: code {} {}", notice.code, notice.text);
+        let text = format!("the server ends it: code {} {}", notice.code, notice.words());
         return Err(io::Error::other(text.trim_end().to_owned()));
     }
     // The rest of a search that was given up.
     let Some(waiting) = all.get_mut(&message.id) else { return Ok(()) };
-    if message.tag == SEARCH_DONE {
-        let done = message.result(message.id, SEARCH_DONE).ok_or_else(malformed)?;
-        if let Some(waiting) = all.remove(&message.id) {
-            waiting.end(done.code, done.text);
+    if waiting.answer.is_closed() {
+        all.remove(&message.id);
+        if message.tag != SEARCH_DONE {
+            output.put_slice(&abandon_request(message.id));
         }
         return Ok(());
     }
-    match entry::decode(message.operation) {
+    if message.tag == SEARCH_DONE {
+        let done = message.result(message.id, SEARCH_DONE).ok_or_else(malformed)?;
+        if let Some(waiting) = all.remove(&message.id) {
+            waiting.end(done.code, done.words());
+        }
+        return Ok(());
+    }
+    match decode(message.operation) {
         Ok(Item::Entry(_)) if waiting.found.entries.len() >= waiting.limit => {
             // The server does not keep to the size limit.
             output.put_slice(&abandon_request(message.id));
@@ -221,7 +233,7 @@ fn hear(all: &mut Table<u32, Waiting>, content: &[u8], output: &mut BytesMut) ->
         }
         Ok(Item::Entry(entry)) => waiting.found.entries.push(entry),
         Ok(Item::Ignored) => {}
-        Err(error) => waiting.problem = Some(error),
+        Err(error) => waiting.problem = Some(error.into()),
     }
     Ok(())
 }
@@ -284,9 +296,11 @@ fn request(id: u32, tag: u8, operation: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
     use std::sync::Arc;
+    use std::task::{Context, Poll, ready};
 
-    use tokio::io::DuplexStream;
+    use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
     use super::super::ber::element;
     use super::super::filter::Filter;
@@ -295,9 +309,13 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(5);
 
+    /// RFC 4511 §4.4.1: notice of disconnection.
+    const NOTICE: &[u8] =
+        b"\x30\x24\x02\x01\x00\x78\x1f\x0a\x01\x34\x04\x00\x04\x00\x8a\x161.3.6.1.4.1.1466.20036";
+
     fn connect() -> (Arc<SearchConnection>, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(4096);
-        (Arc::new(SearchConnection::on(Box::new(ours), 1)), theirs)
+        (Arc::new(SearchConnection::on(Box::new(ours), BytesMut::new(), 1)), theirs)
     }
 
     /// A search for this uid, under way.
@@ -336,6 +354,88 @@ mod tests {
         let content = read_message(server).await.unwrap();
         let message = Message::parse(&content).unwrap();
         (message.id, message.tag, message.operation.to_vec())
+    }
+
+    /// As TLS may: what is written leaves when it is flushed.
+    struct Holding {
+        inner: DuplexStream,
+        held: BytesMut,
+    }
+
+    impl AsyncRead for Holding {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.inner).poll_read(context, buffer)
+        }
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.held.put_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let Self { inner, held } = &mut *self;
+            while !held.is_empty() {
+                let written = ready!(Pin::new(&mut *inner).poll_write(context, held))?;
+                held.advance(written);
+            }
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_flushed() {
+        let (ours, mut server) = tokio::io::duplex(4096);
+        let holding = Holding { inner: ours, held: BytesMut::new() };
+        let connection = SearchConnection::on(Box::new(holding), BytesMut::new(), 1);
+        let connection = Arc::new(connection);
+        for uid in ["fry", "leela"] {
+            let search = search(&connection, uid, 5);
+            let (id, ..) = asked(&mut server).await;
+            server.write_all(&done(id, 0)).await.unwrap();
+            assert!(search.await.unwrap().is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_reads_nothing_does_not_keep_a_connection_that_nobody_holds() {
+        let (ours, mut server) = tokio::io::duplex(16);
+        let connection = SearchConnection::on(Box::new(ours), BytesMut::new(), 1);
+        let connection = Arc::new(connection);
+        let long = "x".repeat(OUTPUT_LIMIT);
+        let searches = [search(&connection, &long, 5), search(&connection, &long, 5)];
+        tokio::task::yield_now().await;
+        for search in &searches {
+            search.abort();
+        }
+        for search in searches {
+            assert!(search.await.unwrap_err().is_cancelled());
+        }
+        drop(connection);
+        let mut rest = Vec::new();
+        tokio::time::timeout(SOON, server.read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert!(rest.len() <= 16);
+    }
+
+    #[tokio::test]
+    async fn what_came_with_the_service_accounts_bind_is_heard() {
+        let (ours, _server) = tokio::io::duplex(4096);
+        let connection = SearchConnection::on(Box::new(ours), BytesMut::from(NOTICE), 1);
+        let heard = search(&Arc::new(connection), "fry", 5).await.unwrap();
+        assert!(matches!(heard, Err(OperationError::Broken(_) | OperationError::NotSent)));
     }
 
     #[tokio::test]
@@ -423,10 +523,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_a_connection_is_heard_by_all_who_wait_and_by_who_comes_later() {
-        let notice = b"\x30\x24\x02\x01\x00\x78\x1f\x0a\x01\x34\x04\x00\x04\x00\x8a\x161.3.6.1.4.1.1466.20036";
         for (last_words, reason) in [
             (&b""[..], "the server closed it"),
-            (notice, "the server ends it: code 52"),
+            (NOTICE, "the server ends it: code 52"),
             (b"HTTP/1.1 400 Bad Request\r\n", "what came is not ldap"),
             (b"\x30\x84\x7f\xff\xff\xff", "the answer is too long"),
             (b"\x30\x03\x02\x01\x02", "the server sent what is no ldap message"),

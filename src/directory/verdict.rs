@@ -1,6 +1,7 @@
 //! What a bind's answer means: login.md table B. Pure.
 
 use super::Said;
+use super::answer::Outcome;
 use super::ber::{element, unsigned};
 use crate::person::AccountState;
 
@@ -13,6 +14,13 @@ pub struct BindReply {
     pub text: String,
     /// The password policy response control, where the server sent one.
     pub policy: Option<Policy>,
+}
+
+impl From<Outcome<'_>> for BindReply {
+    fn from(outcome: Outcome<'_>) -> Self {
+        let policy = outcome.control(POLICY_OID).and_then(parse_policy);
+        Self { code: outcome.code, text: outcome.words(), policy }
+    }
 }
 
 /// The response control of draft-behera-ldap-password-policy, OID [`POLICY_OID`].
