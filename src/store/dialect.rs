@@ -92,6 +92,8 @@ impl Db {
     pub(super) async fn reader(&self) -> Result<Reader, StoreError> {
         match self {
             Self::Sqlite { readers, file, .. } => {
+                // Another file in its place must not be touched.
+                file.check()?;
                 let connection = readers.connect_options().connect().await?;
                 Ok(Reader::Sqlite { connection, file: Arc::clone(file) })
             }

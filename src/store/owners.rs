@@ -1,7 +1,9 @@
 //! Mailboxes by address, as logins ask for them: those that wait together are read together. One statement for sixteen costs
 //! a fraction of sixteen, in the database and on the way to it.
 
-use tokio::sync::{mpsc, oneshot};
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::dialect::{Db, Reader, Row, Value, statements};
 use super::mailboxes::{read, read_member};
@@ -50,7 +52,15 @@ impl Owners {
     pub(super) fn start(db: Db) -> Self {
         // Who finds no room waits, within the time limit of any question to the store.
         let (asked, questions) = mpsc::channel(4 * TOGETHER);
-        tokio::spawn(answer_all(db, questions));
+        let questions = Arc::new(Mutex::new(questions));
+        tokio::spawn(async move {
+            // A panic costs those who were asked about together, and nobody after them.
+            while let Err(error) =
+                tokio::spawn(answer_all(db.clone(), Arc::clone(&questions))).await
+            {
+                tracing::error!(%error, "the reader of mailboxes begins again");
+            }
+        });
         Self(asked)
     }
 
@@ -65,7 +75,8 @@ impl Owners {
 }
 
 /// One statement at a time, on a connection of its own.
-async fn answer_all(db: Db, mut questions: mpsc::Receiver<Asked>) {
+async fn answer_all(db: Db, questions: Arc<Mutex<mpsc::Receiver<Asked>>>) {
+    let mut questions = questions.lock().await;
     let mut reader = None;
     let mut together = Vec::with_capacity(TOGETHER);
     while questions.recv_many(&mut together, TOGETHER).await > 0 {
@@ -79,8 +90,13 @@ async fn answer_all(db: Db, mut questions: mpsc::Receiver<Asked>) {
                 }
             }
             Err(error) => {
-                // The next question finds out whether a new connection does better.
+                // The next question finds out whether a new connection does better; who waited behind these has waited
+                // long enough.
                 reader = None;
+                let is_away = matches!(error, StoreError::Unavailable { .. });
+                while is_away && let Ok(asked) = questions.try_recv() {
+                    together.push(asked);
+                }
                 for Asked { answer, .. } in together.drain(..) {
                     let _ = answer.send(Err(error.for_another()));
                 }
