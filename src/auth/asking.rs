@@ -24,8 +24,8 @@ use crate::provision::{self, Change, Known, Outcome, Provisioned, Refusal};
 use crate::secret::Password;
 use crate::store::{Link, Mailbox, Provider};
 
-/// So long after the question began the mailbox read for it is taken for what the store holds. An administrator's change
-/// through this daemon is known at once; this is for other processes.
+/// So long after the question began the mailbox that it began with is taken for what the store holds. An administrator's
+/// change through this daemon is known at once; this is for other processes.
 const READ_IS_CURRENT: Duration = Duration::from_secs(1);
 
 /// The mailbox of a name, as it was before the directory is asked.
@@ -34,7 +34,7 @@ pub(super) struct Stored {
     /// That of memory before the mailbox was read.
     edition: u64,
     from: ReadFrom,
-    /// Not before it was read.
+    /// It was read at this moment, or later.
     at: Instant,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Stored {
 pub(super) enum ReadFrom {
     /// The store is gone: as memory knows it.
     Memory,
-    /// As the store holds it.
+    /// As the store holds it: read now, or seen there by a login within the last minute.
     Store,
 }
 
@@ -227,7 +227,8 @@ impl Authenticator {
         let now = clock::now();
         let stored = |mailbox, from, at| Stored { mailbox, edition, from, at };
         let address = &asking.login.address;
-        let current = record.and_then(|it| it.current_mailbox(asking.setup.generation, now));
+        let versions = (asking.setup.generation, edition);
+        let current = record.and_then(|record| record.current_mailbox(versions, now));
         if let Some((mailbox, seen)) = current.filter(|(mailbox, _)| mailbox.owns(address)) {
             return Ok(Some(stored(mailbox, ReadFrom::Store, seen)));
         }
@@ -259,7 +260,8 @@ impl Authenticator {
         );
         match self.provisioned(asking, outcome.await) {
             Ok(ready) => {
-                self.memory.replanned(record, ready.seen(edition), setup.generation);
+                let planned = (setup.generation, &*person);
+                self.memory.replanned(record, ready.seen(edition), planned);
                 Settled::Proven { mailbox: ready.mailbox, source, changes: ready.changes }
             }
             Err(settled) => {
@@ -344,7 +346,7 @@ impl Authenticator {
                 }
                 Checked::Right => {
                     let mailbox = Arc::clone(&mailbox);
-                    let seen = Seen { mailbox, edition, written: true, at: now };
+                    let seen = Seen { mailbox, edition, written: true, at: asking.asked };
                     let net = gate::net(asking.client);
                     self.memory.prove(&learned, &asking.password, seen, net);
                 }
@@ -405,7 +407,7 @@ impl Authenticator {
         let mailbox = asking.setup.effective(mailbox);
         let at = asking.asked;
         let seen = Seen { mailbox: Arc::clone(&mailbox), edition, written, at };
-        self.memory.replanned(record, seen, asking.setup.generation);
+        self.memory.replanned(record, seen, (asking.setup.generation, &record.person()));
         Settled::Proven { mailbox, source, changes: None }
     }
 
@@ -714,7 +716,7 @@ impl Authenticator {
         let person = Arc::new(person);
         let versions = Versions { rules: setup.generation, profile: profile.epoch() };
         let edition = stored.map_or_else(|| self.memory.edition(), |stored| stored.edition);
-        let ready = match self.planned(asking, &person) {
+        let ready = match self.planned(asking, &person, edition) {
             Some(ready) => ready,
             None => match self.provision(asking, &person, edition, stored).await {
                 Ok(ready) => ready,
@@ -744,9 +746,10 @@ impl Authenticator {
     }
 
     /// The mailbox that a login has just brought in step with the person as they still are.
-    fn planned(&self, asking: &Asking, person: &Person) -> Option<Ready> {
+    fn planned(&self, asking: &Asking, person: &Person, edition: u64) -> Option<Ready> {
         let record = self.memory.account(&account_key(&person.profile, &person.id))?;
-        let (mailbox, at) = record.planned_for(person, asking.setup.generation, clock::now())?;
+        let versions = (asking.setup.generation, edition);
+        let (mailbox, at) = record.planned_for(person, versions, clock::now())?;
         Some(Ready { mailbox, changes: None, written: true, at })
     }
 
@@ -898,7 +901,7 @@ struct Ready {
     changes: Option<Arc<str>>,
     /// The store has it as it is here.
     written: bool,
-    /// Not before it was seen there.
+    /// It was seen there at this moment, or later.
     at: Instant,
 }
 

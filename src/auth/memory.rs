@@ -148,8 +148,10 @@ struct Accounts {
 struct State {
     person: Arc<Person>,
     mailbox: Option<Arc<Mailbox>>,
-    /// When a login saw it in the store.
-    seen: Option<Instant>,
+    /// When a login saw it in the store, and the edition then.
+    seen: Option<(Instant, u64)>,
+    /// The entry may have changed then: what was learned before is asked about again.
+    doubted: Option<Instant>,
     /// The rules that the mailbox was planned by; 0: plan again.
     rules: u64,
     proofs: Vec<Proof>,
@@ -171,19 +173,11 @@ struct Against {
     former: Vec<Digest>,
     barred: Option<Bar>,
     stamp_read: Option<Instant>,
-    /// The entry may have changed then: what was learned before is asked about again.
-    doubted: Option<Instant>,
 }
 
 impl Against {
     const fn none() -> Self {
-        Self {
-            refusals: Vec::new(),
-            former: Vec::new(),
-            barred: None,
-            stamp_read: None,
-            doubted: None,
-        }
+        Self { refusals: Vec::new(), former: Vec::new(), barred: None, stamp_read: None }
     }
 }
 
@@ -484,7 +478,7 @@ impl Memory {
         if state.forgotten {
             return;
         }
-        self.see(&mut state, seen, learned.versions.rules);
+        self.see(&mut state, seen, (learned.versions.rules, learned.person));
         if state.proof(&digest).is_none() {
             state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
         }
@@ -611,7 +605,7 @@ impl Memory {
     /// The entry may have changed, but could not be read: what was learned until now is asked about again. Grace
     /// stays, for nobody has said no.
     pub fn doubt(&self, record: &Record, now: Instant) {
-        record.lock().against.make().doubted = Some(now);
+        record.lock().doubted = Some(now);
     }
 
     /// The accounts of a profile.
@@ -623,9 +617,9 @@ impl Memory {
         of_it.filter_map(|(_, record)| record.upgrade()).collect()
     }
 
-    /// A mailbox was planned again from remembered attributes.
-    pub fn replanned(&self, record: &Record, seen: Seen, rules: u64) {
-        self.see(&mut record.lock(), seen, rules);
+    /// A mailbox was planned again for the person as remembered then.
+    pub fn replanned(&self, record: &Record, seen: Seen, (rules, planned): (u64, &Person)) {
+        self.see(&mut record.lock(), seen, (rules, planned));
     }
 
     /// The planner refused the person: no mailbox until a plan succeeds, and so no grace.
@@ -634,14 +628,16 @@ impl Memory {
     }
 
     /// Takes a mailbox over that was planned by `rules`. If it could not be written, it is planned again at the next
-    /// login. If an administrator changed a mailbox since it was read, it may be this one: what is known of it stays,
-    /// and it is planned again, so that no login under way brings the state before a disable back.
-    fn see(&self, state: &mut State, seen: Seen, rules: u64) {
+    /// login, and so it is if the person was read anew since it was planned. If an administrator changed a mailbox since
+    /// it was read, it may be this one: what is known of it stays, and it is planned again, so that no login under way
+    /// brings the state before a disable back.
+    fn see(&self, state: &mut State, seen: Seen, (rules, planned): (u64, &Person)) {
         let is_current = seen.edition == self.edition();
-        state.rules = if is_current && seen.written { rules } else { 0 };
+        let stands = is_current && seen.written && state.is_planned_as(planned);
+        state.rules = if stands { rules } else { 0 };
         if is_current || state.mailbox.is_none() {
             state.mailbox = Some(seen.mailbox);
-            state.seen = Some(seen.at);
+            state.seen = Some((seen.at, seen.edition));
         }
     }
 
@@ -792,6 +788,7 @@ impl Record {
                 person,
                 mailbox: None,
                 seen: None,
+                doubted: None,
                 rules: 0,
                 proofs: Vec::new(),
                 against: Seldom::default(),
@@ -826,7 +823,7 @@ impl Record {
         let state = self.lock();
         let learned = state.proofs.iter().map(|proof| proof.at);
         let mut learned = learned.chain(state.against.refusals.iter().map(|refusal| refusal.at));
-        state.against.doubted.is_some() && !learned.any(|at| state.is_undoubted(at))
+        state.doubted.is_some() && !learned.any(|at| state.is_undoubted(at))
     }
 
     /// Something has touched the entry: nobody vouches for what is remembered of it.
@@ -840,11 +837,16 @@ impl Record {
         self.lock().mailbox.clone()
     }
 
-    /// The mailbox and when it was seen, if a login saw it in the store a moment ago and nothing has changed it since, as
-    /// far as this process knows.
+    /// The mailbox and when it was seen, if a login saw it in the store a moment ago and no mailbox was changed by this
+    /// process between then and `edition`. (Which mailbox it was is heard of a little later: not even a change of another
+    /// may be passed over.)
     #[must_use]
-    pub fn current_mailbox(&self, rules: u64, now: Instant) -> Option<(Arc<Mailbox>, Instant)> {
-        self.lock().current_mailbox(rules, now)
+    pub fn current_mailbox(
+        &self,
+        (rules, edition): (u64, u64),
+        now: Instant,
+    ) -> Option<(Arc<Mailbox>, Instant)> {
+        self.lock().current_mailbox((rules, edition), now)
     }
 
     /// The same, if it is what a plan for this person would come to.
@@ -852,11 +854,11 @@ impl Record {
     pub fn planned_for(
         &self,
         person: &Person,
-        rules: u64,
+        (rules, edition): (u64, u64),
         now: Instant,
     ) -> Option<(Arc<Mailbox>, Instant)> {
         let state = self.lock();
-        state.current_mailbox(rules, now).filter(|_| state.is_planned_as(person))
+        state.current_mailbox((rules, edition), now).filter(|_| state.is_planned_as(person))
     }
 
     /// A login from this net succeeded at this account before.
@@ -997,10 +999,14 @@ impl Record {
 }
 
 impl State {
-    fn current_mailbox(&self, rules: u64, now: Instant) -> Option<(Arc<Mailbox>, Instant)> {
-        let seen =
-            self.seen.filter(|seen| self.rules == rules && now < *seen + MAILBOX_IS_CURRENT)?;
-        self.mailbox.clone().zip(Some(seen))
+    fn current_mailbox(
+        &self,
+        (rules, edition): (u64, u64),
+        now: Instant,
+    ) -> Option<(Arc<Mailbox>, Instant)> {
+        let (seen, then) = self.seen?;
+        let is_current = self.rules == rules && then == edition && now < seen + MAILBOX_IS_CURRENT;
+        self.mailbox.clone().filter(|_| is_current).map(|mailbox| (mailbox, seen))
     }
 
     /// Plans are made of nothing else of a person.
@@ -1039,7 +1045,7 @@ impl State {
 
     /// Nothing has spoken against what was learned at this time.
     fn is_undoubted(&self, learned: Instant) -> bool {
-        self.against.doubted.is_none_or(|doubted| learned > doubted)
+        self.doubted.is_none_or(|doubted| learned > doubted)
     }
 
     /// A password that was right is old once another has been accepted.
@@ -1729,28 +1735,69 @@ mod tests {
 
     #[test]
     fn a_mailbox_is_current_for_a_minute_and_no_longer_once_anything_changed_it() {
-        let fixture = Fixture::new();
-        let current = |rules: u64, seconds: u64| {
-            fixture.record().current_mailbox(rules, fixture.at(seconds)).is_some()
-        };
+        let mut fixture = Fixture::new();
+        fn current(fixture: &Fixture, rules: u64, seconds: u64) -> bool {
+            let (versions, now) = ((rules, fixture.memory.edition()), fixture.at(seconds));
+            let current = fixture.record().current_mailbox(versions, now).is_some();
+            let planned = fixture.record().planned_for(&fixture.person, versions, now).is_some();
+            assert_eq!(current, planned);
+            current
+        }
         fixture.refuse("guess", 0);
-        assert!(!current(1, 0), "nobody saw one");
+        assert!(!current(&fixture, 1, 0), "nobody saw one");
         fixture.prove("good", 0);
-        assert_eq!([current(1, 59), current(1, 60), current(2, 1)], [true, false, false]);
+        let when = [(1, 59), (1, 60), (2, 1)];
+        assert_eq!(when.map(|(rules, at)| current(&fixture, rules, at)), [true, false, false]);
 
         fixture.prove("good", 100);
-        fixture.memory.mailbox_changed(&mailbox());
-        assert!(!current(1, 101), "an administrator changed it");
-        let unwritten = Seen { written: false, ..fixture.seen(0) };
+        let before = fixture.memory.edition();
+        let other = Mailbox { link: None, ..Mailbox::sample("leela@x.example") };
+        fixture.memory.mailbox_changed(&other);
+        assert!(!current(&fixture, 1, 101), "it may have been this one");
+        let seen = Seen { edition: before, ..fixture.seen(101) };
         let password = Password::new("good");
+        fixture.memory.prove(&fixture.learned(101), &password, seen, gate::net(None));
+        assert!(!current(&fixture, 1, 101), "seen before that");
+        let unwritten = Seen { written: false, ..fixture.seen(102) };
         fixture.memory.prove(&fixture.learned(102), &password, unwritten, gate::net(None));
-        assert!(!current(1, 103), "the store has it otherwise");
+        assert!(!current(&fixture, 1, 103), "the store has it otherwise");
         fixture.prove("good", 104);
-        assert!(current(1, 105));
+        assert!(current(&fixture, 1, 105));
         // A login that did not look there does not make it younger.
         let (learned, seen) = (fixture.learned(150), fixture.seen(104));
         fixture.memory.prove(&learned, &password, seen, gate::net(None));
-        assert_eq!([current(1, 163), current(1, 164)], [true, false]);
+        assert_eq!([163, 164].map(|at| current(&fixture, 1, at)), [true, false]);
+
+        // Refused, but with other attributes: the next login must plan.
+        fixture.prove("good", 200);
+        let mut moved = Person::clone(&fixture.person);
+        moved.attributes.insert("mail", [b"new".as_slice().into()]);
+        fixture.person = Arc::new(moved);
+        fixture.refuse("guess", 201);
+        assert!(!current(&fixture, 1, 202));
+        assert_eq!(fixture.recall("good", 202), "replan");
+    }
+
+    #[test]
+    fn a_plan_for_a_person_who_was_read_anew_meanwhile_is_made_again() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        let record = fixture.record();
+        let planned = record.person();
+        let mut moved = Person::clone(&planned);
+        moved.attributes.insert("mail", [b"new".as_slice().into()]);
+        let versions = (1, fixture.memory.edition());
+        assert!(record.planned_for(&planned, versions, fixture.at(1)).is_some());
+        assert!(record.planned_for(&moved, versions, fixture.at(1)).is_none());
+        let elsewhere = Person { dn: "uid=fry,ou=else,dc=x".into(), ..Person::clone(&planned) };
+        assert!(record.planned_for(&elsewhere, versions, fixture.at(1)).is_none());
+
+        // A login plans again for the person as remembered; a feed reads them anew; the login comes to its end.
+        fixture.memory.reread(&record, (Arc::new(moved), None), false);
+        fixture.memory.replanned(&record, fixture.seen(2), (1, &planned));
+        assert_eq!(fixture.recall("good", 3), "replan");
+        fixture.memory.replanned(&record, fixture.seen(4), (1, &record.person()));
+        assert_eq!(fixture.recall("good", 5), "proven");
     }
 
     #[test]

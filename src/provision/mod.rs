@@ -50,8 +50,8 @@ pub struct Provisioned {
 pub enum Known<'a> {
     /// Nothing.
     Nothing,
-    /// What the store holds: the caller has just read it there. It is not read again, and stands in when the store is
-    /// gone.
+    /// What the store holds, as far as the caller knows. It is not read again, and stands in when the store is gone; who
+    /// changes it finds out if it was not.
     Read(&'a Mailbox),
     /// The mailbox as last seen: it stands in when the store is gone.
     Remembered(&'a Mailbox),
