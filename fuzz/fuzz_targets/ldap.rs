@@ -35,7 +35,9 @@ fuzz_target!(|data: &[u8]| {
 fn hear(content: &[u8], said: &mut Vec<u8>) {
     let Some(message) = Message::parse(content) else { return };
     if let Some(outcome) = message.result(message.id, message.tag) {
-        said.extend(format!("{} {} {:?}", outcome.code, outcome.words(), outcome.control(POLICY)).bytes());
+        said.extend(
+            format!("{} {} {:?}", outcome.code, outcome.words(), outcome.control(POLICY)).bytes(),
+        );
     }
     said.extend(intermediate(message.operation).unwrap_or_default());
     if let Ok(Item::Entry(entry)) = decode(message.operation) {
