@@ -35,14 +35,18 @@ pub struct Gatepost {
     pub name: &'static str,
     /// `memory.fresh`
     pub fresh: &'static str,
+    /// `queue` of its directory.
+    pub queue: u32,
 }
 
 /// Answers from memory.
-pub const REMEMBERS: Gatepost = Gatepost { name: "gatepost", fresh: "1h" };
+pub const REMEMBERS: Gatepost = Gatepost { name: "gatepost", fresh: "1h", queue: 256 };
+/// The same with more room to wait for a connection to the directory than by default.
+pub const PATIENT: Gatepost = Gatepost { queue: 4096, ..REMEMBERS };
 /// Dovecot, whose auth process is the shim.
 pub const ON_GATEPOST: &str = "dovecot-on-gatepost";
 /// Knows the entry, and asks the directory every time.
-pub const ASKS: Gatepost = Gatepost { name: "gatepost-asks", fresh: "0s" };
+pub const ASKS: Gatepost = Gatepost { name: "gatepost-asks", fresh: "0s", ..REMEMBERS };
 
 impl Site {
     /// Makes the directory and starts slapd.
@@ -101,15 +105,15 @@ impl Site {
     }
 
     fn gatepost_configuration(&mut self, gatepost: Gatepost) -> anyhow::Result<(PathBuf, String)> {
-        let (dir, name, ldap) = (self.dir.display().to_string(), gatepost.name, self.slapd_port);
+        let Gatepost { name, fresh, queue } = gatepost;
+        let (dir, ldap) = (self.dir.display().to_string(), self.slapd_port);
         let web = self.port(name)?;
         let mut text = format!(
             "[node]\ncontrol = \"{dir}/{name}-control\"\n[store]\nurl = \"sqlite://{dir}/{name}.db\"\n\
-             [memory]\nfresh = \"{}\"\ncapacity = \"4 GiB\"\n\
+             [memory]\nfresh = \"{fresh}\"\ncapacity = \"4 GiB\"\n\
              [listen.web]\nprotocol = \"http\"\naddress = \"127.0.0.1:{web}\"\nserve = [\"login\", \"policy\"]\n\
              [throttle.rule.spraying-from-everywhere]\nlimit = 0\n\
-             [listen.shim]\nprotocol = \"dovecot\"\npath = \"{dir}/{name}-shim\"\npeers = [\"root\"]\n",
-            gatepost.fresh
+             [listen.shim]\nprotocol = \"dovecot\"\npath = \"{dir}/{name}-shim\"\npeers = [\"root\"]\n"
         );
         for protocol in ["dovecot-auth", "saslauthd", "socketmap", "checkpassword"] {
             let delay = if protocol == "dovecot-auth" { "failure_delay = \"0s\"\n" } else { "" };
@@ -121,7 +125,7 @@ impl Site {
             "[domain.\"load.example\"]\n[template.standard]\nquota = \"{} GiB\"\nhome = \"{dir}/mail/{{domain}}/{{local}}\"\n\
              uid = {MAIL_ID}\ngid = {MAIL_ID}\n\
              [directory.load]\npreset = \"openldap\"\ndomains = [\"load.example\"]\nhosts = [\"127.0.0.1\"]\n\
-             port = {ldap}\ntls = \"none\"\nbind_dn = \"{SERVICE_DN}\"\nbind_password = \"{SERVICE_PASSWORD}\"\n\
+             port = {ldap}\nqueue = {queue}\ntls = \"none\"\nbind_dn = \"{SERVICE_DN}\"\nbind_password = \"{SERVICE_PASSWORD}\"\n\
              [directory.load.search.people]\nbase = \"ou=people,{SUFFIX}\"\nfilter = \"(objectClass=inetOrgPerson)\"\n\
              [directory.load.auth]\nwrong_binds = \"1000/1m\"\n\
              [directory.load.identity]\nlogin_attributes = [\"mail\"]\n\

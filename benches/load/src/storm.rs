@@ -1,6 +1,6 @@
 //! The morning storm: the daemon was just started and remembers nobody, and everybody comes back at once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,12 +12,12 @@ use crate::compare::{Compare, per_second};
 use crate::connection::{Connection, Door};
 use crate::figures::quantile;
 use crate::people::{SERVICE_DN, SERVICE_PASSWORD};
-use crate::site::{REMEMBERS, Site};
+use crate::site::{PATIENT, REMEMBERS, Site};
 use crate::wire::{Asker, Protocol, Said};
 
 const CONNECTIONS: u64 = 64;
 const IN_FLIGHT: usize = 1000;
-/// `bind_connections` and `search_connections` by default, and one more for whatever watches.
+/// `bind_connections` and `search_connections` by default, and one that follows the changes.
 const MOST_LDAP_CONNECTIONS: usize = 32 + 2 + 1;
 
 /// Who is not in after this long stays outside, and is reported so.
@@ -48,22 +48,20 @@ pub fn measure(compare: &mut Compare) -> anyhow::Result<()> {
         return Ok(());
     }
     compare.everybody_has_a_mailbox()?;
-    for (word, then) in [
-        ("once", Then::GiveUp),
-        ("again 5 s after each \"later\"", Then::ComeBackIn(Duration::from_secs(5))),
+    let again = Then::ComeBackIn(Duration::from_secs(5));
+    for (word, then, gatepost) in [
+        ("once", Then::GiveUp, REMEMBERS),
+        ("again 5 s after each \"later\"", again, REMEMBERS),
+        ("again 5 s after each \"later\"; `queue = 4096`", again, PATIENT),
     ] {
         compare.site.stop(REMEMBERS.name)?;
-        std::thread::sleep(Duration::from_millis(500));
-        let others = connections_at(compare.site.slapd_port)?;
-        compare.site.start_gatepost(REMEMBERS)?;
+        compare.site.start_gatepost(gatepost)?;
         let people = compare.options.people;
         let door = compare.site.door(REMEMBERS.name, Protocol::Dovecot)?;
         let counted = compare.site.counted(REMEMBERS.name, Protocol::Dovecot)?;
         let (cpu, before) = (counted.cpu()?, operations(&compare.site)?);
-        let port = compare.site.slapd_port;
-        let (outcome, took, mut felt) = storm(&door, people, then, port)?;
-        // Those of the other servers that are compared.
-        felt.iter_mut().for_each(|count| *count = count.saturating_sub(others));
+        let clients = (counted.root(), compare.site.slapd_port);
+        let (outcome, took, felt) = storm(&door, people, then, clients)?;
         let cpu = counted.cpu()?.saturating_sub(cpu);
         let after = operations(&compare.site)?;
         compare.notes.push(describe(word, people, (&outcome, took), &felt, (before, after), cpu));
@@ -111,7 +109,7 @@ fn storm(
     door: &Door,
     people: u64,
     then: Then,
-    port: u16,
+    clients: (u32, u16),
 ) -> anyhow::Result<(Outcome, Duration, Vec<usize>)> {
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -121,7 +119,7 @@ fn storm(
     let started = Instant::now();
     let mut outcome = Outcome::default();
     let felt = std::thread::scope(|scope| {
-        let watching = scope.spawn(|| watch(port, &is_over));
+        let watching = scope.spawn(|| watch(clients, &is_over));
         let threads: Vec<_> = connections
             .into_iter()
             .zip(0..)
@@ -192,24 +190,32 @@ fn crowd(mut connection: Connection, people: VecDeque<u64>, then: Then) -> anyho
     Ok(outcome)
 }
 
-/// How many connections the directory has, ten times a second.
-fn watch(port: u16, is_over: &AtomicBool) -> anyhow::Result<Vec<usize>> {
+/// How many connections the daemon has to the directory, ten times a second.
+fn watch(clients: (u32, u16), is_over: &AtomicBool) -> anyhow::Result<Vec<usize>> {
     let mut felt = Vec::new();
     while !is_over.load(Ordering::Acquire) {
-        felt.push(connections_at(port)?);
+        felt.push(connections(clients)?);
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(felt)
 }
 
-fn connections_at(port: u16) -> anyhow::Result<usize> {
+fn connections((process, port): (u32, u16)) -> anyhow::Result<usize> {
+    let mut own = HashSet::new();
+    for descriptor in fs::read_dir(format!("/proc/{process}/fd"))? {
+        // Closed meanwhile.
+        let Ok(leads_to) = fs::read_link(descriptor?.path()) else { continue };
+        own.insert(leads_to.to_string_lossy().into_owned());
+    }
     let table = fs::read_to_string("/proc/net/tcp")?;
-    let local = format!(":{port:04X}");
-    // proc(5): the local address is field 2, the state field 4; 01 is established.
+    let remote = format!(":{port:04X}");
+    // proc(5): the remote address is field 3, the state field 4 (01 is established), the inode field 10.
     let is_one = |line: &&str| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (address, state) = (fields.next(), fields.nth(1));
-        address.is_some_and(|address| address.ends_with(&local)) && state == Some("01")
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, _, address, state, _, _, _, _, _, inode, ..] = fields.as_slice() else {
+            return false;
+        };
+        address.ends_with(&remote) && *state == "01" && own.contains(&format!("socket:[{inode}]"))
     };
     Ok(table.lines().filter(is_one).count())
 }
