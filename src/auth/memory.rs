@@ -75,7 +75,7 @@ pub struct Memory {
     /// Every account that some name leads to. Not a cache: a disable must find whoever is remembered.
     accounts: Mutex<Accounts>,
     nobodies: Bounded<Box<str>, Nobody>,
-    /// How often an administrator changed a mailbox.
+    /// How often somebody other than a login changed a mailbox, or may have.
     edition: AtomicU64,
 }
 
@@ -635,7 +635,7 @@ impl Memory {
         let is_current = seen.edition == self.edition();
         let stands = is_current && seen.written && state.is_planned_as(planned);
         state.rules = if stands { rules } else { 0 };
-        if is_current || state.mailbox.is_none() {
+        if is_current {
             state.mailbox = Some(seen.mailbox);
             state.seen = Some((seen.at, seen.edition));
         }
@@ -674,7 +674,14 @@ impl Memory {
         for name in &names {
             self.names.remove(&name.text);
         }
-        usize::from(self.accounts().records.remove(&record.account).is_some())
+        // A login may have made the account anew meanwhile: that record must still be found.
+        let mut accounts = self.accounts();
+        let known = accounts.records.get(&record.account);
+        if known.is_some_and(|known| std::ptr::eq(known.as_ptr(), record)) {
+            accounts.records.remove(&record.account);
+            return 1;
+        }
+        0
     }
 
     /// Forgets whoever has this mailbox, in whatever directory they were found.
@@ -1776,6 +1783,22 @@ mod tests {
         fixture.refuse("guess", 201);
         assert!(!current(&fixture, 1, 202));
         assert_eq!(fixture.recall("good", 202), "replan");
+    }
+
+    #[test]
+    fn who_is_forgotten_twice_is_found_if_a_login_came_between() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        let first = fixture.record();
+        assert_eq!(fixture.memory.forget_account(&first), 1);
+        fixture.prove("good", 1);
+        assert_eq!(fixture.memory.forget_account(&first), 0);
+
+        fixture.memory.mailbox_changed(&Mailbox {
+            link: Some(crate::store::Link { profile: "corp".into(), id: "1".into() }),
+            ..Mailbox::sample("fry@x.example")
+        });
+        assert_ne!(fixture.recall("good", 2), "proven", "an administrator's change is heard of");
     }
 
     #[test]

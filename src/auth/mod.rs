@@ -44,6 +44,11 @@ use crate::provision::Rules;
 use crate::store::{Mailbox, Store};
 use crate::throttle::{Because, Course, Judgement, Outcome, Subject, Throttle};
 
+/// A change that was not heard of in time: so often its end is waited for, and so long between. A disk that stands still for
+/// longer has other troubles.
+const UNSURE_TRIES: u32 = 100;
+const UNSURE_PAUSE: Duration = Duration::from_secs(1);
+
 pub use crate::service::Service;
 pub use access::{Facts, objection, objection_to};
 pub use asking::refusal_reason;
@@ -537,9 +542,20 @@ impl Authenticator {
         }
     }
 
-    /// A change of a mailbox may have been written, or not: whoever has it is forgotten.
-    pub fn mailbox_unsure(&self, id: i64) {
+    /// A change of a mailbox may have been written, or not, or be written yet: whoever has it is forgotten now, and once
+    /// more when all that was begun has come to its end.
+    pub fn mailbox_unsure(self: &Arc<Self>, id: i64) {
         self.memory.forget_mailbox(id);
+        let core = Arc::clone(self);
+        self.tracker.spawn(async move {
+            for _ in 0..UNSURE_TRIES {
+                if core.store.settled().await.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(UNSURE_PAUSE).await;
+            }
+            core.memory.forget_mailbox(id);
+        });
     }
 
     /// An administrator made a mailbox: whoever was nobody by one of its names is not any more.
