@@ -158,6 +158,15 @@ impl Store {
         within(async { self.begin_read().await?.capacity().await.map(drop) }).await
     }
 
+    /// Waits until whatever was being written when this was called is written, or is not.
+    ///
+    /// # Errors
+    /// That takes longer than anything may.
+    pub(crate) async fn settled(&self) -> Result<(), StoreError> {
+        // SQLite writes through one connection: its turn comes after them.
+        within(async { self.begin_write().await.map(drop) }).await
+    }
+
     /// Who hears of changes.
     pub(crate) fn changes(&self) -> &Changes {
         &self.changes

@@ -57,6 +57,7 @@ impl Owners {
             // A panic costs those who were asked about together, and nobody after them.
             while let Err(error) =
                 tokio::spawn(answer_all(db.clone(), Arc::clone(&questions))).await
+                && error.is_panic()
             {
                 tracing::error!(%error, "the reader of mailboxes begins again");
             }
