@@ -131,8 +131,8 @@ impl Driver {
     async fn run(mut self) {
         let end = self.drive().await;
         self.queue.close();
-        // Who asked may have given up.
-        while let Ok(request) = self.queue.try_recv() {
+        // Who asked may have given up. (Not `try_recv`: who has room already but has not put the request in is waited for.)
+        while let Some(request) = self.queue.recv().await {
             let _ = request.waiting.answer.send(Err(OperationError::NotSent));
         }
         for waiting in self.waiting.into_values() {
@@ -189,7 +189,8 @@ impl Driver {
                     }
                 }
             }
-            for Request { id, message, waiting } in requests.drain(..) {
+            let is_awaited = |request: &Request| !request.waiting.answer.is_closed();
+            for Request { id, message, waiting } in requests.drain(..).filter(is_awaited) {
                 self.output.put_slice(&message);
                 self.waiting.insert(id, waiting);
             }

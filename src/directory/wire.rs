@@ -1,5 +1,5 @@
-//! Connections of our own to LDAP servers: StartTLS and TLS (RFC 4511 §4.14), messages one at a time. Logins go this way; the client library, which passes each operation through two tasks and three channels,
-//! follows changes and is asked by `directory test`.
+//! Connections of our own to LDAP servers (RFC 4511 §4.14): StartTLS, TLS. Logins bind and search on such; the client library,
+//! which passes each operation through two tasks and three channels, follows changes and is asked by `directory test`.
 
 use std::io;
 use std::sync::Arc;
