@@ -33,7 +33,7 @@ enum Then {
 /// What came of it.
 #[derive(Debug, Default)]
 struct Outcome {
-    /// From the first attempt to the accept, of those who came in.
+    /// From the storm's beginning to the accept, of those who came in.
     accepted: Vec<Duration>,
     /// Answers "later".
     later: u64,
@@ -88,7 +88,7 @@ fn describe(
     format!(
         "**Storm, each asks {word}.** {people} people at once ({CONNECTIONS} connections, up to {IN_FLIGHT} in flight on \
          each) at a daemon that remembers nobody: {} came in within {:.1} s ({:.0}/s), p50 {:.1} s, p99 {:.1} s, p99.9 \
-         {:.1} s from the first attempt; {} answers \"later\" to {} people; nobody was refused. CPU {:.1} s. The \
+         {:.1} s from the storm's beginning; {} answers \"later\" to {} people; nobody was refused. CPU {:.1} s. The \
          directory saw {} binds and {} searches over {average} connections on average, {most} at most (limit \
          {MOST_LDAP_CONNECTIONS}).",
         outcome.accepted.len(),
