@@ -24,7 +24,7 @@ impl World {
         let slapd = Slapd::with(Wish { recruits: 40, ..Wish::default() });
         let proxy = LdapProxy::start(&slapd, Speaks::Clear);
         let mut configuration = Configuration::new(&slapd);
-        configuration.add("memory", "fresh = \"1ms\"");
+        configuration.add("memory", "fresh = \"0s\"");
         configuration.change("directory.planet", "port", &proxy.port.to_string());
         for key in ["connect_timeout", "timeout"] {
             configuration.change("directory.planet", key, "\"1s\"");

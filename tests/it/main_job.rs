@@ -133,7 +133,7 @@ fn a_protocol_that_the_template_takes_away_refuses_this_login_and_comes_back_wit
 fn a_changed_attribute_switches_the_template_at_the_next_login_that_asks() {
     let slapd = Slapd::start();
     let mut configuration = Configuration::new(&slapd);
-    configuration.add("memory", "fresh = \"1ms\"");
+    configuration.add("memory", "fresh = \"0s\"");
     let gatepost = configuration.start();
     let template = || {
         let answer = gatepost.login(&mail_of("fry"), &password_of("fry"));

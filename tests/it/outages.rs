@@ -175,7 +175,7 @@ fn a_certificate_of_an_unknown_authority_means_later_with_both_kinds_of_tls() {
 fn a_service_account_that_is_refused_means_later_and_grace_for_the_remembered() {
     let slapd = Slapd::with(Wish { recruits: 99, ..Wish::default() });
     let mut configuration = Configuration::new(&slapd);
-    configuration.add("memory", "fresh = \"1ms\"");
+    configuration.add("memory", "fresh = \"0s\"");
     let mut gatepost = configuration.start();
     let login =
         |gatepost: &Gatepost, uid: &str| gatepost.login(&mail_of(uid), &password_of(uid)).status;

@@ -369,7 +369,7 @@ fn a_thousand_wrong_passwords_lock_nobody_out_of_a_samba_domain() {
         samba::BASE
     ));
     let mut configuration = Configuration::for_samba(&samba);
-    configuration.add("memory", "fresh = \"1ms\"\nrefused = \"1h\"");
+    configuration.add("memory", "fresh = \"0s\"\nrefused = \"1h\"");
     let gatepost = configuration.start();
     accepted(&login_from(&gatepost, OWNER, &password_of("fry")));
 

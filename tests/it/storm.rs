@@ -104,7 +104,7 @@ fn two_hundred_equal_wrong_attempts_are_one_bind() {
 fn a_second_login_writes_nothing() {
     let slapd = Slapd::start();
     let mut configuration = Configuration::new(&slapd);
-    configuration.add("memory", "fresh = \"1ms\"");
+    configuration.add("memory", "fresh = \"0s\"");
     let gatepost = configuration.start();
     let login = || gatepost.login(&mail_of("fry"), &password_of("fry")).status;
     let written = || gatepost.metric("gatepost_mailboxes_provisioned_total", &[]);

@@ -98,7 +98,7 @@ fn reloads_of_good_and_bad_files_fail_no_attempt_that_asks_the_directory() {
     let slapd = Slapd::with(Wish { recruits: RECRUITS, ..Wish::default() });
     let mut configuration = Configuration::new(&slapd);
     // The directory is asked each time, and for refusals too.
-    configuration.add("memory", "fresh = \"1ms\"\nrefused = \"1ms\"\nabsent = \"1ms\"");
+    configuration.add("memory", "fresh = \"0s\"\nrefused = \"1ms\"\nabsent = \"1ms\"");
     // So often that an account's budget would be spent.
     configuration.set("directory.planet.auth", "wrong_binds = \"1000/10m\"");
     let mut gatepost = configuration.start();
