@@ -26,9 +26,11 @@ pub(super) struct Statement {
 
 /// Declares statements and, for the test that prepares them all, their list.
 macro_rules! statements {
-    ($($name:ident = $text:literal $($tail:ident $key:literal $(set $($column:literal)+)?)?;)+) => {
+    ($(
+        $name:ident = $text:literal $($tail:ident $($key:literal $(set $($column:literal)+)?)?)?;
+    )+) => {
         $(const $name: crate::store::dialect::Statement = crate::store::dialect::Statement {
-            sqlite: crate::store::dialect::sqlite!($text $($tail $key $($($column)+)?)?),
+            sqlite: crate::store::dialect::sqlite!($text $($tail $($key $($($column)+)?)?)?),
         };)+
         #[cfg(test)]
         pub(super) const STATEMENTS: &[(&str, crate::store::dialect::Statement)] =
@@ -41,6 +43,9 @@ pub(super) use statements;
 macro_rules! sqlite {
     ($text:literal) => {
         $text
+    };
+    ($subject:literal whole_mailboxes) => {
+        crate::store::mailboxes::whole_mailboxes!($subject)
     };
     ($text:literal or_ignore $key:literal) => {
         concat!($text, " ON CONFLICT (", $key, ") DO NOTHING")

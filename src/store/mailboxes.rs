@@ -11,14 +11,15 @@ use crate::config::template::{Active, DisabledDelivery};
 use crate::identity::{Address, Case};
 use crate::secret::Secret;
 
-statements! {
-    // One statement: a view of one moment without a transaction around it, and one message to SQLite's thread instead of
-    // five. Rows after the first are members: aliases, tags, notes of what is held.
-    WHOLE = "WITH subject AS (SELECT COALESCE( \
-             (SELECT mailbox FROM links WHERE profile = ? AND id = ?), \
-             (SELECT owner FROM addresses WHERE address = ? AND kind IN ('mailbox', 'alias')), \
-             ?) AS id) \
-             SELECT a.address, d.active, m.template, m.display_name, m.quota, m.protocols, m.active, \
+/// The mailboxes whose ids a query gives, each with all its sets: rows of mailboxes first, then their aliases, tags and notes of
+/// what is held; column 17 says whose a row is. One statement is a view of one moment without a transaction around it, and
+/// one message to SQLite's thread instead of five.
+macro_rules! whole_mailboxes {
+    ($subject:literal) => {
+        concat!(
+            "WITH subject AS (",
+            $subject,
+            ") SELECT a.address, d.active, m.template, m.display_name, m.quota, m.protocols, m.active, \
              m.disabled_delivery, m.extra, m.pinned, m.disabled_by_admin, m.home, m.uid, m.gid, \
              l.profile, l.id, m.provider, m.id, 'mailbox' \
              FROM subject s JOIN mailboxes m ON m.id = s.id \
@@ -26,15 +27,26 @@ statements! {
              JOIN domains d ON d.name = m.domain \
              LEFT JOIN links l ON l.mailbox = m.id \
              UNION ALL SELECT a.address, NULL, a.origin, '', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-             NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'alias' \
+             NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'alias' \
              FROM subject s JOIN addresses a ON a.owner = s.id AND a.kind = 'alias' \
              UNION ALL SELECT t.tag, NULL, t.origin, '', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-             NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'tag' \
+             NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'tag' \
              FROM subject s JOIN tags t ON t.mailbox = s.id \
              UNION ALL SELECT h.field, NULL, h.value, h.why, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-             NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'held' \
+             NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'held' \
              FROM subject s JOIN held h ON h.mailbox = s.id \
-             WHERE h.capacity IS NULL OR h.capacity = (SELECT revision FROM capacity WHERE id = 1)";
+             WHERE h.capacity IS NULL OR h.capacity = (SELECT revision FROM capacity WHERE id = 1)"
+        )
+    };
+}
+pub(super) use whole_mailboxes;
+
+statements! {
+    WHOLE = "SELECT COALESCE( \
+             (SELECT mailbox FROM links WHERE profile = ? AND id = ?), \
+             (SELECT owner FROM addresses WHERE address = ? AND kind IN ('mailbox', 'alias')), \
+             ?) AS id"
+        whole_mailboxes;
     INSERT = "INSERT INTO mailboxes (domain, template, display_name, quota, protocols, active, \
               disabled_delivery, extra, home, uid, gid, provider, created_at, changed_at) \
               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id";

@@ -15,27 +15,9 @@ use crate::identity::Address;
 const TOGETHER: usize = 16;
 
 statements! {
-    // As `WHOLE` of mailboxes.rs, of several: every row says in column 17 whose it is.
-    OWNERS = "WITH subject AS (SELECT DISTINCT owner AS id FROM addresses \
-              WHERE kind IN ('mailbox', 'alias') \
-              AND address IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)) \
-              SELECT a.address, d.active, m.template, m.display_name, m.quota, m.protocols, m.active, \
-              m.disabled_delivery, m.extra, m.pinned, m.disabled_by_admin, m.home, m.uid, m.gid, \
-              l.profile, l.id, m.provider, m.id, 'mailbox' \
-              FROM subject s JOIN mailboxes m ON m.id = s.id \
-              JOIN addresses a ON a.owner = m.id AND a.kind = 'mailbox' \
-              JOIN domains d ON d.name = m.domain \
-              LEFT JOIN links l ON l.mailbox = m.id \
-              UNION ALL SELECT a.address, NULL, a.origin, '', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-              NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'alias' \
-              FROM subject s JOIN addresses a ON a.owner = s.id AND a.kind = 'alias' \
-              UNION ALL SELECT t.tag, NULL, t.origin, '', NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-              NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'tag' \
-              FROM subject s JOIN tags t ON t.mailbox = s.id \
-              UNION ALL SELECT h.field, NULL, h.value, h.why, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
-              NULL, NULL, NULL, NULL, NULL, NULL, s.id, 'held' \
-              FROM subject s JOIN held h ON h.mailbox = s.id \
-              WHERE h.capacity IS NULL OR h.capacity = (SELECT revision FROM capacity WHERE id = 1)";
+    OWNERS = "SELECT DISTINCT owner AS id FROM addresses WHERE kind IN ('mailbox', 'alias') \
+              AND address IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        whole_mailboxes;
 }
 
 /// Asks for mailboxes by address. Clones ask the same task; it ends with the last of them.
