@@ -2,7 +2,7 @@
 //! connections, so that no operation goes without a time limit and no search leaves its message id behind. Logins search and
 //! bind on their own (`searching`, `bind`).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use ldap3::asn1::{StructureTag, write};
@@ -16,13 +16,11 @@ use super::entry::{Entry, EntryError};
 use super::feed::SYNC_STATE_OID;
 use super::filter::Filter;
 use super::verdict::{BindReply, POLICY_OID, parse_policy};
-use crate::clock;
 
 /// A connection; dropping the last handle closes it.
 #[derive(Debug)]
 pub struct Connection {
     ldap: Ldap,
-    born: Instant,
 }
 
 /// What to search for.
@@ -81,7 +79,7 @@ impl OperationError {
 
 impl Connection {
     pub(super) fn new(ldap: Ldap) -> Self {
-        Self { ldap, born: clock::now() }
+        Self { ldap }
     }
 
     /// A simple bind. An answer of the server, whatever its code, is `Ok`.
@@ -205,18 +203,6 @@ impl Connection {
     /// The server's certificate (DER), on a protected connection.
     pub(super) async fn certificate(&mut self, within: Duration) -> Option<Vec<u8>> {
         timeout(within, self.ldap.get_peer_certificate()).await.ok()?.ok()?
-    }
-
-    /// Whether it is known to have ended. False may be late.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.ldap.clone().is_closed()
-    }
-
-    /// How long it has been open.
-    #[must_use]
-    pub fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.born)
     }
 }
 
