@@ -704,21 +704,24 @@ impl Authenticator {
         stored: Option<&Stored>,
     ) -> Settled {
         let setup = &asking.setup;
-        let found = Link { profile: person.profile.as_ref().into(), id: person.id.clone() };
-        if let Some(linked) = stored.and_then(|stored| stored.link.clone())
-            && linked != found
+        let found = Link { profile: Arc::clone(&person.profile), id: Arc::clone(&person.id) };
+        if let Some(linked) = stored.and_then(|stored| stored.link.as_ref())
+            && *linked != found
         {
             // The name is a mailbox's, and whoever the directory finds by it now is not its owner (V-6).
-            let refusal = Refusal::IdChanged { stored: linked, found };
+            let refusal = Refusal::IdChanged { stored: linked.clone(), found };
             let detail = refusal.to_string();
             return asking.refused_because(refusal_reason(&refusal), Some(detail.into()));
         }
         let person = Arc::new(person);
         let versions = Versions { rules: setup.generation, profile: profile.epoch() };
         let edition = stored.map_or_else(|| self.memory.edition(), |stored| stored.edition);
-        let ready = match self.planned(asking, &person, edition) {
+        let record = self.memory.account(&account_key(&person.profile, &person.id));
+        let record = record.as_deref();
+        let planned = record.and_then(|record| asking.planned(record, &person, edition));
+        let ready = match planned {
             Some(ready) => ready,
-            None => match self.provision(asking, &person, edition, stored).await {
+            None => match self.provision(asking, (&person, record), edition, stored).await {
                 Ok(ready) => ready,
                 Err(settled) => {
                     if matches!(settled, Settled::Refused { .. }) {
@@ -745,26 +748,15 @@ impl Authenticator {
         }
     }
 
-    /// The mailbox that a login has just brought in step with the person as they still are.
-    fn planned(&self, asking: &Asking, person: &Person, edition: u64) -> Option<Ready> {
-        let record = self.memory.account(&account_key(&person.profile, &person.id))?;
-        let versions = (asking.setup.generation, edition);
-        let (mailbox, at) = record.planned_for(person, versions, clock::now())?;
-        Some(Ready { mailbox, changes: None, written: true, at })
-    }
-
     /// Makes or updates the mailbox.
     async fn provision(
         &self,
         asking: &Asking,
-        person: &Person,
+        (person, record): (&Person, Option<&Record>),
         edition: u64,
         stored: Option<&Stored>,
     ) -> Result<Ready, Settled> {
-        let remembered = self
-            .memory
-            .account(&account_key(&person.profile, &person.id))
-            .and_then(|record| record.mailbox());
+        let remembered = record.and_then(Record::mailbox);
         // What was read before the wait for turn and directory may be old by now (O-4).
         let is_current =
             edition == self.memory.edition() && clock::now() < asking.asked + READ_IS_CURRENT;
@@ -931,6 +923,13 @@ impl Asking {
             deadline: attempt.arrived + setup.deadline,
             urgency: Urgency::Login,
         }
+    }
+
+    /// The mailbox that a login has just brought in step with the person as they still are.
+    fn planned(&self, record: &Record, person: &Person, edition: u64) -> Option<Ready> {
+        let versions = (self.setup.generation, edition);
+        let (mailbox, at) = record.planned_for(person, versions, clock::now())?;
+        Some(Ready { mailbox, changes: None, written: true, at })
     }
 
     /// Whose share of the connections it uses.
