@@ -74,12 +74,15 @@ impl Address {
         if local.is_empty() {
             return Err(NameError::BadLocalPart);
         }
-        // ASCII is NFC already, and nearly all names are.
-        let mut local: String =
-            if local.is_ascii() { local.to_owned() } else { local.nfc().collect() };
-        if case == Case::Fold {
-            local.make_ascii_lowercase();
-        }
+        // ASCII is NFC already, and nearly all names are. A small letter may join a mark that its capital stands apart
+        // from (T with a diaeresis has no letter of its own, t has), and a sign may become a capital (K for Kelvin):
+        // NFC before and after.
+        let local: String = match case {
+            Case::Keep if local.is_ascii() => local.to_owned(),
+            Case::Keep => local.nfc().collect(),
+            Case::Fold if local.is_ascii() => local.to_ascii_lowercase(),
+            Case::Fold => local.nfc().map(|letter| letter.to_ascii_lowercase()).nfc().collect(),
+        };
         let at = local.len();
         let full = format!("{local}@{domain}");
         if full.len() > MAX_NAME_BYTES {
@@ -332,6 +335,8 @@ mod tests {
             ("amy@xn--bcher-kva.example", "amy@xn--bcher-kva.example"),
             ("Ämy@example.org", "Ämy@example.org"),
             ("A\u{308}my@example.org", "Ämy@example.org"),
+            ("T\u{308}om@example.org", "\u{1e97}om@example.org"),
+            ("\u{212a}if@example.org", "kif@example.org"),
             ("user%@x", "user%@x"),
             ("*()\\@example.org", "*()\\@example.org"),
         ] {
@@ -345,6 +350,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_address_is_in_its_one_form(
+            local in "([A-Za-z]|[\u{300}-\u{345}]|\u{212a}|\u{212b}|[À-ỹ]){1,8}",
+            fold: bool,
+        ) {
+            let case = if fold { Case::Fold } else { Case::Keep };
+            let address = Address::parse(&format!("{local}@example.org"), case).unwrap();
+            prop_assert_eq!(Address::parse(address.as_str(), case), Ok(address.clone()));
+        }
+
         #[test]
         fn a_plain_name_is_what_the_long_way_makes_of_it(
             local in "[a-zA-Z0-9._+-]{0,12}",
