@@ -3,66 +3,113 @@
 //! is gone.
 
 use std::sync::Arc;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::gate::Standing;
+use crate::config::Config;
 
-/// Questions under way. The store answers some thousands in a second.
-const PLACES: usize = 4096;
+/// Questions under way where the directories' queues are short. The store answers some thousands in a second.
+const LEAST_PLACES: usize = 4096;
 
-/// The places.
-#[derive(Debug)]
+/// How many places there are. Names that memory does not know have half of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places(usize);
+
+impl Places {
+    /// Half of them are room for all that the directories' queues may hold: after a restart nobody is known.
+    pub(super) fn new(config: &Config) -> Self {
+        let queues = config.directory.values().map(|it| it.queue + it.bind_connections);
+        Self(LEAST_PLACES.max(2 * queues.sum::<usize>()))
+    }
+
+    const fn of(self, standing: Standing) -> usize {
+        match standing {
+            Standing::Known => self.0,
+            Standing::Stranger => self.0 / 2,
+        }
+    }
+}
+
+/// The places that are taken.
+#[derive(Debug, Default)]
 pub(super) struct Admission {
-    all: Arc<Semaphore>,
-    /// Names that memory does not know have half of them.
-    strangers: Arc<Semaphore>,
+    all: Arc<AtomicUsize>,
+    strangers: Arc<AtomicUsize>,
 }
 
 /// A question's place; dropping it gives it to another.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    _place: OwnedSemaphorePermit,
-    _stranger: Option<OwnedSemaphorePermit>,
-}
-
-impl Default for Admission {
-    fn default() -> Self {
-        Self::new(PLACES)
-    }
+    _place: Place,
+    _stranger: Option<Place>,
 }
 
 impl Admission {
-    fn new(places: usize) -> Self {
-        let semaphore = |places| Arc::new(Semaphore::new(places));
-        Self { all: semaphore(places), strangers: semaphore(places / 2) }
-    }
-
     /// A place, or none: nobody waits for one.
-    pub(super) fn enter(&self, standing: Standing) -> Option<Admitted> {
+    pub(super) fn enter(&self, standing: Standing, places: Places) -> Option<Admitted> {
         let stranger = match standing {
             Standing::Known => None,
-            Standing::Stranger => Some(Arc::clone(&self.strangers).try_acquire_owned().ok()?),
+            Standing::Stranger => Some(Place::take(&self.strangers, places.of(standing))?),
         };
-        let place = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        let place = Place::take(&self.all, places.of(Standing::Known))?;
         Some(Admitted { _place: place, _stranger: stranger })
+    }
+
+    /// Whether there is no place now.
+    pub(super) fn is_full(&self, standing: Standing, places: Places) -> bool {
+        let is_full = |taken: &AtomicUsize, limit| taken.load(Ordering::Relaxed) >= limit;
+        is_full(&self.all, places.of(Standing::Known))
+            || standing == Standing::Stranger && is_full(&self.strangers, places.of(standing))
+    }
+}
+
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        let before = taken.fetch_add(1, Ordering::Relaxed);
+        let place = Self(Arc::clone(taken));
+        // Dropping it counts down again.
+        (before < limit).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::directory::Directory;
 
     #[test]
     fn strangers_fill_half_of_the_places_and_leave_them_again() {
-        let admission = Admission::new(4);
-        let strangers: Vec<_> = (0..3).map_while(|_| admission.enter(Standing::Stranger)).collect();
+        let (admission, places) = (Admission::default(), Places(4));
+        let enter = |standing| admission.enter(standing, places);
+        let strangers: Vec<_> = (0..3).map_while(|_| enter(Standing::Stranger)).collect();
         assert_eq!(strangers.len(), 2);
-        let known: Vec<_> = (0..3).map_while(|_| admission.enter(Standing::Known)).collect();
+        assert!(admission.is_full(Standing::Stranger, places));
+        assert!(!admission.is_full(Standing::Known, places));
+        let known: Vec<_> = (0..3).map_while(|_| enter(Standing::Known)).collect();
         assert_eq!(known.len(), 2);
+        assert!(admission.is_full(Standing::Known, places));
 
         drop(strangers);
 
-        assert!(admission.enter(Standing::Stranger).is_some());
+        assert!(enter(Standing::Stranger).is_some());
+    }
+
+    #[test]
+    fn strangers_may_fill_what_the_directories_let_wait() {
+        let places = |queue| {
+            let directory = Directory { queue, bind_connections: 32, ..Directory::default() };
+            let directory = [("corp".to_owned(), directory)].into();
+            Places::new(&Config { directory, ..Config::default() }).of(Standing::Stranger)
+        };
+        assert_eq!([places(256), places(10_000)], [2048, 10_032]);
     }
 }

@@ -75,6 +75,11 @@ impl Flights {
         (outcome, Some(Lead { flights: self.clone(), key, word }))
     }
 
+    /// Whether this question is under way.
+    pub(super) fn is_asked(&self, name: &str, digest: Digest, generation: u64) -> bool {
+        self.lock().contains_key(&(name.into(), digest, generation))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table<Key, Outcome>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -59,13 +59,13 @@ pub use memory::{ProofShown, Remembered};
 pub use old_passwords::{OldPasswordClient, OldPasswordLogin};
 pub use replay::{MAX_LINE, Replay, Replayed, Row};
 
-use admission::Admission;
+use admission::{Admission, Places};
 use asking::Asking;
 use budget::Budgets;
 use changes::Touched;
 use complaints::Complaints;
 use flights::{Flights, Settled};
-use gate::Gates;
+use gate::{Gates, Standing};
 use journal::Journal;
 use masters::{Masters, Who};
 use memory::{Memory, Recall, Record, Terms, Versions, Wrong, account_key};
@@ -108,6 +108,7 @@ pub struct Setup {
     /// Grows with each reload (login.md M-9). Never 0.
     generation: u64,
     terms: Terms,
+    places: Places,
     /// One-time-password profiles and the like: nothing is remembered.
     remember: BTreeMap<String, bool>,
     /// `auth.wrong_binds` of each directory: how many, in which time.
@@ -134,6 +135,7 @@ impl Setup {
                 refused: config.memory.refused.0,
                 absent: config.memory.absent.0,
             },
+            places: Places::new(config),
             remember: config
                 .directory
                 .iter()
@@ -301,6 +303,12 @@ impl Authenticator {
                     self.unproven.note(&net, name, digest, now);
                 }
                 None
+            }
+            // A crowd at the door hears so here: a question that finds no place costs four times as much.
+            Recall::Nothing if self.admission.is_full(Standing::Stranger, setup.places) => {
+                let digest = self.memory.digest(name, &attempt.password);
+                let is_asked = self.flights.is_asked(name, digest, setup.generation);
+                (!is_asked).then(|| Verdict::Unavailable(Later::new(Reason::Busy)))
             }
             Recall::Replan(_) | Recall::Nothing => None,
         }

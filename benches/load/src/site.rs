@@ -42,7 +42,7 @@ pub struct Gatepost {
 /// Answers from memory.
 pub const REMEMBERS: Gatepost = Gatepost { name: "gatepost", fresh: "1h", queue: 256 };
 /// The same with more room to wait for a connection to the directory than by default.
-pub const PATIENT: Gatepost = Gatepost { queue: 4096, ..REMEMBERS };
+pub const PATIENT: Gatepost = Gatepost { queue: 10_000, ..REMEMBERS };
 /// Dovecot, whose auth process is the shim.
 pub const ON_GATEPOST: &str = "dovecot-on-gatepost";
 /// Knows the entry, and asks the directory every time.
