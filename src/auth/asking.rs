@@ -232,7 +232,10 @@ impl Authenticator {
         if let Some((mailbox, seen)) = current.filter(|(mailbox, _)| mailbox.owns(address)) {
             return Ok(Some(stored(mailbox, ReadFrom::Store, seen)));
         }
-        match self.store.owner(address).await {
+        let Some(owner) = self.store.owner_until(asking.deadline, address).await else {
+            return Err(later(Reason::Deadline, None));
+        };
+        match owner {
             Ok(mailbox) => {
                 Ok(mailbox.map(|mailbox| stored(Arc::new(mailbox), ReadFrom::Store, now)))
             }

@@ -1,5 +1,7 @@
 //! Addresses: whatever mail can be sent to, one row each, whoever owns it.
 
+use std::time::Instant;
+
 use super::dialect::{Transaction, statements};
 use super::mailboxes::origin_word;
 use super::{Mailbox, Origin, Store, StoreError, within};
@@ -57,6 +59,21 @@ impl Store {
     /// The store did not answer.
     pub async fn owner(&self, address: &Address) -> Result<Option<Mailbox>, StoreError> {
         within(self.owners.of(address)).await
+    }
+
+    /// The same for one of a crowd: who waits until then for so many others is not told that the store is gone.
+    /// `None`: the time was up before it was asked.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn owner_until(
+        &self,
+        deadline: Instant,
+        address: &Address,
+    ) -> Option<Result<Option<Mailbox>, StoreError>> {
+        let turn = self.owners.turn();
+        let turn = tokio::time::timeout_at(deadline.into(), turn).await.ok()?;
+        Some(within(async { turn?.ask(address).await }).await)
     }
 
     /// Canonical addresses in order, those after `after`, at most `limit`.

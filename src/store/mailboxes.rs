@@ -12,9 +12,9 @@ use crate::identity::{Address, Case};
 use crate::secret::Secret;
 
 /// The mailboxes whose ids a query gives, each with all its sets: rows of mailboxes first, then their aliases, tags and notes of
-/// what is held; column 17 says whose a row is. Crossed, not joined: SQLite, which knows nothing of the sizes, would else read
-/// all aliases, tags and notes of all mailboxes to find those of one. One statement is a view of one moment without a transaction around it, and
-/// one message to SQLite's thread instead of five.
+/// what is held; column 17 says whose a row is. One statement is a view of one moment without a transaction around it, and
+/// one message to SQLite's thread instead of five. Crossed, not joined: SQLite, which knows nothing of the sizes, would else
+/// read all aliases, tags and notes of all mailboxes to find those of one.
 macro_rules! whole_mailboxes {
     ($subject:literal) => {
         concat!(

@@ -19,8 +19,8 @@ statements! {
     OWNER = "SELECT owner AS id FROM addresses WHERE COALESCE(kind, '') IN ('mailbox', 'alias') \
              AND address = ?"
         whole_mailboxes;
-    OWNERS = "SELECT owner AS id FROM addresses WHERE COALESCE(kind, '') IN ('mailbox', 'alias') \
-              AND address IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    OWNERS = "SELECT DISTINCT owner AS id FROM addresses \
+              WHERE COALESCE(kind, '') IN ('mailbox', 'alias') AND address IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         whole_mailboxes;
 }
 
@@ -53,12 +53,28 @@ impl Owners {
 
     /// The mailbox that an address belongs to, canonical or alias.
     pub(super) async fn of(&self, address: &Address) -> Result<Option<Mailbox>, StoreError> {
-        let gone = || StoreError::Unavailable { what: "its reader ended".into(), source: None };
-        let (answer, answered) = oneshot::channel();
-        let asked = Asked { address: address.clone(), answer };
-        self.0.send(asked).await.map_err(|_| gone())?;
-        answered.await.unwrap_or_else(|_| Err(gone()))
+        self.turn().await?.ask(address).await
     }
+
+    /// Waits for room in the line.
+    pub(super) async fn turn(&self) -> Result<Turn<'_>, StoreError> {
+        self.0.reserve().await.map(Turn).map_err(|_| reader_gone())
+    }
+}
+
+/// The right to ask.
+pub(super) struct Turn<'a>(mpsc::Permit<'a, Asked>);
+
+impl Turn<'_> {
+    pub(super) async fn ask(self, address: &Address) -> Result<Option<Mailbox>, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Asked { address: address.clone(), answer });
+        answered.await.unwrap_or_else(|_| Err(reader_gone()))
+    }
+}
+
+fn reader_gone() -> StoreError {
+    StoreError::Unavailable { what: "its reader ended".into(), source: None }
 }
 
 /// One statement at a time, on a connection of its own.

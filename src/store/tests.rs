@@ -51,27 +51,49 @@ async fn every_statement_can_be_prepared() {
     }
 }
 
-/// A statement that a login waits for costs the same in a store of any size.
+/// A statement that a login waits for costs the same in a store of any size, whatever an administrator had SQLite count.
 #[tokio::test]
 async fn no_statement_reads_a_whole_table_but_those_that_list_it() {
     const LISTS: [&str; 3] =
         ["LIST: SCAN domains", "ALL: SCAN throttle_lists", "SWEEP: SCAN throttle_lists"];
     let (store, _directory) = open().await;
+    assert_eq!(reading_whole_tables(&store).await, LISTS);
+
+    store.mirror_domains(&domains(0, 0)).await.unwrap();
+    for number in 0..200 {
+        let mut mailbox = Mailbox::sample(&format!("u{number}@example.org"));
+        let alias = address(&format!("alias{number}@example.org"));
+        mailbox.aliases.insert(alias, Origin::Directory);
+        store.settle(&mailbox).await;
+    }
     let Db::Sqlite { writer, .. } = &store.db;
+    // As if there were a thousand times as many.
+    let count = "ANALYZE; UPDATE sqlite_stat1 SET stat = CAST(stat AS INTEGER) || '000' || \
+                 SUBSTR(stat, INSTR(stat || ' ', ' '))";
+    sqlx::raw_sql(count).execute(writer).await.unwrap();
+
+    assert_eq!(reading_whole_tables(&store).await, LISTS);
+}
+
+/// Steps of plans that look at all rows of a table.
+async fn reading_whole_tables(store: &Store) -> Vec<String> {
+    let Db::Sqlite { writer, .. } = &store.db;
+    // What was counted is read when a connection opens.
+    let mut connection = sqlx::ConnectOptions::connect(&*writer.connect_options()).await.unwrap();
     let mut reading_all = Vec::new();
     for (name, statement) in STATEMENTS.concat() {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", statement.sqlite));
-        let steps = sqlx::raw_sql(explain).fetch_all(writer).await.unwrap();
+        let steps = sqlx::raw_sql(explain).fetch_all(&mut connection).await.unwrap();
         let steps = steps.iter().map(|step| sqlx::Row::get::<String, _>(step, "detail"));
         // `s` is the subject: a row for each address that is asked about. A kind alone is most of the table.
         let whole = |step: &String| {
             step.starts_with("SCAN ") && !["SCAN s", "SCAN CONSTANT ROW"].contains(&&**step)
-                || step.contains("AUTOMATIC")
+                || ["AUTOMATIC", "BLOOM FILTER"].iter().any(|word| step.contains(word))
                 || step.ends_with("(kind=?)")
         };
         reading_all.extend(steps.filter(whole).map(|step| format!("{name}: {step}")));
     }
-    assert_eq!(reading_all, LISTS);
+    reading_all
 }
 
 #[tokio::test]
