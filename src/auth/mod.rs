@@ -22,6 +22,8 @@ mod old_passwords;
 pub mod password;
 mod refresh;
 mod replay;
+#[cfg(test)]
+mod tests;
 mod unproven;
 
 use std::borrow::Cow;

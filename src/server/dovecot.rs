@@ -212,8 +212,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         if self.session.open_requests() > 0 {
             self.session.drop_stale(now, PROMPT_LIMIT);
         }
+        if self.closing {
+            return Ok(());
+        }
         let unread = self.input.len();
-        while self.has_room() && !self.closing {
+        // "Later" to one of these ends the connection, but not before the others are answered (login.md D-3).
+        while self.has_room() {
             match self.session.next_event(&mut self.input, &mut self.output, now) {
                 Ok(None) => break,
                 Ok(Some(Event::Hello { client_pid })) => {
@@ -379,3 +383,6 @@ fn shown_name(typed: &[u8]) -> String {
         _ => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

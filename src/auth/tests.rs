@@ -1,0 +1,90 @@
+//! The core as a whole, without a directory.
+
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+use super::memory::{Learned, Seen};
+use super::*;
+use crate::metrics::DoorName;
+use crate::secret::Password;
+
+impl Authenticator {
+    /// One that knows nobody, with an empty store and no directory, for tests of other layers too.
+    pub(crate) async fn alone(directory: &tempfile::TempDir) -> Arc<Self> {
+        let mut config = Config::default();
+        config.store.url = format!("sqlite://{}", directory.path().join("gatepost.db").display());
+        config.domain.insert("example.org".into(), Default::default());
+        let metrics = Metrics::new();
+        let directories = Directories::build(&config.directory, None, &metrics).unwrap();
+        let parts = Parts {
+            store: Store::open(&config.store).await.unwrap(),
+            journal: Arc::new(Journal::stderr(config.log.format, metrics.clone()).unwrap()),
+            metrics,
+            throttle: Arc::new(Throttle::new(&config.throttle, [7; 32], clock::now())),
+            tracker: TaskTracker::new(),
+            memory_capacity: 1 << 20,
+            memory_key: [7; 32],
+        };
+        Arc::new(Self::new(Setup::new(&config, Arc::new(directories), 1), parts))
+    }
+
+    /// Somebody whose password is "secret".
+    pub(crate) fn remember(&self, name: &str) {
+        let (person, now) = (Arc::new(Person::local(1)), clock::now());
+        let versions = Versions { rules: self.setup().generation, profile: 0 };
+        let learned = Learned { name, person: &person, versions, vouched: None, now };
+        let mailbox = Arc::new(Mailbox::sample(name));
+        let seen = Seen { mailbox, edition: self.memory.edition(), written: true, at: now };
+        self.memory.prove(&learned, &Password::new("secret"), seen, None);
+    }
+
+    /// All places for names that memory does not know; they are free again when this is dropped.
+    pub(crate) fn take_places(&self) -> Vec<impl Sized + use<>> {
+        let places = self.setup().places;
+        std::iter::from_fn(|| self.admission.enter(Standing::Stranger, places)).collect()
+    }
+}
+
+fn attempt(login: &str) -> Attempt {
+    Attempt {
+        login: login.into(),
+        authzid: Vec::new(),
+        password: Password::new("secret"),
+        service: Some(Service::Imap),
+        service_name: "imap".into(),
+        client: None,
+        peer: None,
+        session: None,
+        door: DoorName::new("test".into()),
+        arrived: clock::now(),
+    }
+}
+
+/// What memory says at once, in a word; nothing: a question is made of it.
+fn at_once(core: &Arc<Authenticator>, login: &str) -> Option<&'static str> {
+    core.recall(&attempt(login), clock::now()).map(|verdict| match verdict {
+        Verdict::Accept(_) => "accept",
+        Verdict::Reject(_) => "refuse",
+        Verdict::Unavailable(later) => later.reason.as_str(),
+    })
+}
+
+#[tokio::test]
+async fn a_crowd_without_a_place_hears_later_at_once_unless_memory_knows_or_the_same_is_being_asked()
+ {
+    let directory = tempfile::tempdir().unwrap();
+    let core = Authenticator::alone(&directory).await;
+    core.remember("fry@example.org");
+    let crowd = core.take_places();
+
+    assert_eq!(at_once(&core, "leela@example.org"), Some("busy"));
+    assert_eq!(at_once(&core, "fry@example.org"), Some("accept"));
+    let digest = core.memory.digest("leela@example.org", &Password::new("secret"));
+    let (_outcome, lead) = core.flights.join("leela@example.org", digest, core.setup().generation);
+    assert_eq!(at_once(&core, "leela@example.org"), None);
+
+    drop((crowd, lead));
+
+    assert_eq!(at_once(&core, "leela@example.org"), None);
+}
