@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::gate::Standing;
 use crate::config::Config;
+use crate::config::directory::Directory;
 
 /// Questions under way where the directories' queues are short. The store answers some thousands in a second.
 const LEAST_PLACES: usize = 4096;
@@ -18,7 +19,9 @@ pub(super) struct Places(usize);
 impl Places {
     /// Half of them are room for all that the directories' queues may hold: after a restart nobody is known.
     pub(super) fn new(config: &Config) -> Self {
-        let queues = config.directory.values().map(|it| it.queue + it.bind_connections);
+        // Beside the queue names that are new to the store have a line half as long.
+        let room = |it: &Directory| it.queue + it.queue / 2 + it.bind_connections;
+        let queues = config.directory.values().map(room);
         Self(LEAST_PLACES.max(2 * queues.sum::<usize>()))
     }
 
@@ -84,7 +87,6 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::directory::Directory;
 
     #[test]
     fn strangers_fill_half_of_the_places_and_leave_them_again() {
@@ -110,6 +112,6 @@ mod tests {
             let directory = [("corp".to_owned(), directory)].into();
             Places::new(&Config { directory, ..Config::default() }).of(Standing::Stranger)
         };
-        assert_eq!([places(256), places(10_000)], [2048, 10_032]);
+        assert_eq!([places(256), places(10_000)], [2048, 15_032]);
     }
 }

@@ -15,6 +15,9 @@ use crate::cache;
 /// to spend the budgets of as many others.
 const MAX_ACCOUNTS: usize = 1 << 18;
 
+/// So many of them make room at once, those first whose last wrong bind is oldest.
+const FORGOTTEN_AT_ONCE: usize = MAX_ACCOUNTS / 16;
+
 /// More wrong binds than this are allowed nowhere, whatever a policy says: each is kept with its time.
 const MAX_WRONG_BINDS: u32 = 500;
 
@@ -146,11 +149,15 @@ impl Table {
         };
         self.accounts.retain(|_, spent| counts(spent));
         if self.accounts.len() >= MAX_ACCOUNTS {
-            // Only one: whoever fills the table pays for looking through it, too.
+            // Many at once: the next so many need not look through the table.
             let idle = self.accounts.iter().filter(|(_, spent)| spent.asking == 0);
-            let oldest = idle.min_by_key(|(_, spent)| spent.wrong.back().copied());
-            if let Some(oldest) = oldest.map(|(account, _)| account.clone()) {
-                self.accounts.remove(&oldest);
+            let mut ages: Vec<_> = idle.map(|(_, spent)| spent.wrong.back().copied()).collect();
+            let last = ages.len().saturating_sub(1).min(FORGOTTEN_AT_ONCE - 1);
+            if !ages.is_empty() {
+                let youngest_to_go = *ages.select_nth_unstable(last).1;
+                self.accounts.retain(|_, spent| {
+                    spent.asking > 0 || spent.wrong.back().copied() > youngest_to_go
+                });
             }
         }
         self.sweep_at = (self.accounts.len() * 2).min(MAX_ACCOUNTS);
@@ -340,9 +347,10 @@ mod tests {
         }
 
         let table = fixture.budgets.lock();
-        assert_eq!(table.accounts.len(), MAX_ACCOUNTS);
-        assert!(!table.accounts.contains_key("account 0"));
-        assert!(table.accounts.contains_key("account 1"));
+        assert_eq!(table.accounts.len(), MAX_ACCOUNTS - FORGOTTEN_AT_ONCE + 1);
+        let is_there = |number: usize| table.accounts.contains_key(&*format!("account {number}"));
+        assert!((0..FORGOTTEN_AT_ONCE).all(|number| !is_there(number)));
+        assert!((FORGOTTEN_AT_ONCE..=MAX_ACCOUNTS).all(is_there));
     }
 
     #[test]
