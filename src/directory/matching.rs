@@ -1,7 +1,7 @@
 //! Which entries a name typed may mean (login.md N-4), and where entries stand. Pure.
 
 use super::filter::{Filter, LoginFilter};
-use crate::identity::{Domain, Login};
+use crate::identity::{Address, Case, Domain, Login};
 use crate::person::Person;
 
 /// How a login is looked for.
@@ -81,13 +81,15 @@ impl Matching {
     }
 
     fn owns(&self, person: &Person, login: &Login) -> bool {
-        let address = login.address.as_str();
+        // Folded and in the normal form, both: the directory may hold either.
+        let folded = |text| Address::parse(text, Case::Fold).ok();
+        let address = folded(login.address.as_str());
         self.addresses().flat_map(|attribute| person.attributes.texts(attribute)).any(|value| {
             let value = match value.split_at_checked(5) {
                 Some((prefix, rest)) if prefix.eq_ignore_ascii_case("smtp:") => rest,
                 _ => value,
             };
-            value.eq_ignore_ascii_case(address)
+            folded(value) == address
         })
     }
 }
