@@ -232,14 +232,21 @@ impl Authenticator {
         if let Some((mailbox, seen)) = current.filter(|(mailbox, _)| mailbox.owns(address)) {
             return Ok(Some(stored(mailbox, ReadFrom::Store, seen)));
         }
-        let Some(owner) = self.store.owner_until(asking.deadline, address).await else {
-            return Err(later(Reason::Deadline, None));
+        let known = record.and_then(Record::mailbox);
+        let owner = if known.is_some() {
+            // A store that stands still must leave time to answer from memory.
+            self.store.owner(address).await
+        } else {
+            let Some(owner) = self.store.owner_until(asking.deadline, address).await else {
+                return Err(later(Reason::Deadline, None));
+            };
+            owner
         };
         match owner {
             Ok(mailbox) => {
                 Ok(mailbox.map(|mailbox| stored(Arc::new(mailbox), ReadFrom::Store, now)))
             }
-            Err(error) => match record.and_then(Record::mailbox) {
+            Err(error) => match known {
                 Some(mailbox) => Ok(Some(stored(mailbox, ReadFrom::Memory, now))),
                 None => Err(later(Reason::StoreUnavailable, Some(&error))),
             },

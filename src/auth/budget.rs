@@ -15,7 +15,7 @@ use crate::cache;
 /// to spend the budgets of as many others.
 const MAX_ACCOUNTS: usize = 1 << 18;
 
-/// So many of them make room at once, those first whose last wrong bind is oldest.
+/// So many make room at once where so many are wanted, those first whose last wrong bind is oldest.
 const FORGOTTEN_AT_ONCE: usize = MAX_ACCOUNTS / 16;
 
 /// More wrong binds than this are allowed nowhere, whatever a policy says: each is kept with its time.
@@ -148,11 +148,12 @@ impl Table {
                 || (!spent.wrong.is_empty() && spent.until.is_none_or(|until| now < until))
         };
         self.accounts.retain(|_, spent| counts(spent));
-        if self.accounts.len() >= MAX_ACCOUNTS {
-            // Many at once: the next so many need not look through the table.
+        let surplus = self.accounts.len().saturating_sub(MAX_ACCOUNTS - FORGOTTEN_AT_ONCE);
+        if surplus > 0 {
+            // The next so many need not look through the table.
             let idle = self.accounts.iter().filter(|(_, spent)| spent.asking == 0);
             let mut ages: Vec<_> = idle.map(|(_, spent)| spent.wrong.back().copied()).collect();
-            let last = ages.len().saturating_sub(1).min(FORGOTTEN_AT_ONCE - 1);
+            let last = ages.len().saturating_sub(1).min(surplus - 1);
             if !ages.is_empty() {
                 let youngest_to_go = *ages.select_nth_unstable(last).1;
                 self.accounts.retain(|_, spent| {

@@ -452,7 +452,11 @@ impl Authenticator {
         if !may_enter(&target.address) {
             return refused(Reason::Authz);
         }
-        match self.store.owner(&target.address).await {
+        let until = attempt.arrived + setup.deadline;
+        let Some(owner) = self.store.owner_until(until, &target.address).await else {
+            return Verdict::Unavailable(Later::new(Reason::Deadline));
+        };
+        match owner {
             // An alias may lead to a mailbox of another domain.
             Ok(Some(mailbox)) if !may_enter(&mailbox.address) => refused(Reason::Authz),
             Ok(Some(mailbox)) => admit(setup.effective(mailbox), service, source, None),

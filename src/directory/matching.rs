@@ -82,14 +82,14 @@ impl Matching {
 
     fn owns(&self, person: &Person, login: &Login) -> bool {
         // Folded and in the normal form, both: the directory may hold either.
-        let folded = |text| Address::parse(text, Case::Fold).ok();
-        let address = folded(login.address.as_str());
+        let folded = |text| Address::parse(text, Case::Fold);
+        let Ok(address) = folded(login.address.as_str()) else { return false };
         self.addresses().flat_map(|attribute| person.attributes.texts(attribute)).any(|value| {
             let value = match value.split_at_checked(5) {
                 Some((prefix, rest)) if prefix.eq_ignore_ascii_case("smtp:") => rest,
                 _ => value,
             };
-            folded(value) == address
+            folded(value).as_ref() == Ok(&address)
         })
     }
 }
@@ -178,6 +178,22 @@ mod tests {
             assert_eq!(matching.filter(&login(typed)).unwrap().as_str(), filter);
         }
         assert_eq!(self::matching(&["uid"]).filter(&login("fry@x.org")), None);
+    }
+
+    #[test]
+    fn of_several_entries_the_one_with_the_address_in_any_form_is_meant() {
+        let person = |dn: &str, mail: &str| {
+            let mut person = Person { dn: dn.into(), ..Person::local(1) };
+            person.attributes.insert("mail", [mail.as_bytes().into()]);
+            person
+        };
+        let people =
+            || vec![person("cn=a", "no address"), person("cn=b", "T\u{308}OM@B\u{fc}cher.org")];
+        let matching = matching(&["mail"]);
+
+        let owner = matching.owner(&login("t\u{308}om@xn--bcher-kva.org"), people()).unwrap();
+        assert_eq!(&*owner.dn, "cn=b");
+        assert!(matching.owner(&login("tom@xn--bcher-kva.org"), people()).is_err());
     }
 
     #[test]

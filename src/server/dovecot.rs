@@ -172,8 +172,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                     self.stopping = Some(clock::now() + STOP_LIMIT);
                 }
             }
-            if has_room != self.has_room() && !self.closing {
-                // There is room again: lines that were read but not looked at come first.
+            if has_room != self.has_room() {
+                // There is room again: lines that were read but not looked at come first, and before a close.
                 self.read_requests().await?;
             }
             self.release_decided(clock::now());
@@ -211,9 +211,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         let now = clock::now();
         if self.session.open_requests() > 0 {
             self.session.drop_stale(now, PROMPT_LIMIT);
-        }
-        if self.closing {
-            return Ok(());
         }
         let unread = self.input.len();
         // "Later" to one of these ends the connection, but not before the others are answered (login.md D-3).

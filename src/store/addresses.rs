@@ -61,8 +61,8 @@ impl Store {
         within(self.owners.of(address)).await
     }
 
-    /// The same for one of a crowd: who waits until then for so many others is not told that the store is gone.
-    /// `None`: the time was up before it was asked.
+    /// The same for one of a crowd, with the store's own time limit only from when it is this one's turn: a long line is not
+    /// the store's trouble. `None`: the time was up before that.
     ///
     /// # Errors
     /// The store did not answer.

@@ -36,7 +36,7 @@ struct Asked {
 
 impl Owners {
     pub(super) fn start(db: Db) -> Self {
-        // Who finds no room waits, within the time limit of any question to the store.
+        // Who finds no room waits, as long as those who ask have time.
         let (asked, questions) = mpsc::channel(4 * TOGETHER);
         let questions = Arc::new(Mutex::new(questions));
         tokio::spawn(async move {
