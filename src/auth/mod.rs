@@ -306,7 +306,7 @@ impl Authenticator {
                 }
                 None
             }
-            // A crowd at the door hears so here: a question that finds no place costs four times as much.
+            // A crowd at the door hears so before a question is made of it, which costs much more.
             Recall::Nothing if self.admission.is_full(Standing::Stranger, setup.places) => {
                 let digest = self.memory.digest(name, &attempt.password);
                 let is_asked = self.flights.is_asked(name, digest, setup.generation);

@@ -20,7 +20,8 @@ statements! {
              AND address = ?"
         whole_mailboxes;
     OWNERS = "SELECT DISTINCT owner AS id FROM addresses \
-              WHERE COALESCE(kind, '') IN ('mailbox', 'alias') AND address IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+              WHERE COALESCE(kind, '') IN ('mailbox', 'alias') \
+              AND address IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         whole_mailboxes;
 }
 
