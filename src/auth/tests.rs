@@ -10,15 +10,12 @@ use crate::metrics::DoorName;
 use crate::secret::Password;
 
 impl Authenticator {
-    /// One that knows nobody, with an empty store and no directory, for tests of other layers too.
-    pub(crate) async fn alone(directory: &tempfile::TempDir) -> Arc<Self> {
-        let mut config = Config::default();
-        config.store.url = format!("sqlite://{}", directory.path().join("gatepost.db").display());
-        config.domain.insert("example.org".into(), Default::default());
+    /// One that remembers nobody, over this store, for tests of other layers too. Its metrics are its own.
+    pub(crate) fn over(store: Store, config: &Config) -> Arc<Self> {
         let metrics = Metrics::new();
         let directories = Directories::build(&config.directory, None, &metrics).unwrap();
         let parts = Parts {
-            store: Store::open(&config.store).await.unwrap(),
+            store,
             journal: Arc::new(Journal::stderr(config.log.format, metrics.clone()).unwrap()),
             metrics,
             throttle: Arc::new(Throttle::new(&config.throttle, [7; 32], clock::now())),
@@ -26,7 +23,15 @@ impl Authenticator {
             memory_capacity: 1 << 20,
             memory_key: [7; 32],
         };
-        Arc::new(Self::new(Setup::new(&config, Arc::new(directories), 1), parts))
+        Arc::new(Self::new(Setup::new(config, Arc::new(directories), 1), parts))
+    }
+
+    /// One with an empty store and no directory.
+    pub(crate) async fn alone(directory: &tempfile::TempDir) -> Arc<Self> {
+        let mut config = Config::default();
+        config.store.url = format!("sqlite://{}", directory.path().join("gatepost.db").display());
+        config.domain.insert("example.org".into(), Default::default());
+        Self::over(Store::open(&config.store).await.unwrap(), &config)
     }
 
     /// Somebody whose password is "secret".

@@ -1,6 +1,6 @@
 //! The morning storm: the daemon was just started and remembers nobody, and everybody comes back at once.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,7 +126,7 @@ fn storm(
             .zip(0..)
             .map(|(connection, number)| {
                 let mine = (number..people).step_by(usize::try_from(CONNECTIONS).unwrap_or(1));
-                scope.spawn(move || crowd(connection, mine.collect(), then))
+                scope.spawn(move || crowd(connection, mine, then))
             })
             .collect();
         let parts: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
@@ -158,11 +158,15 @@ impl Outside {
     }
 }
 
-fn crowd(mut connection: Connection, people: VecDeque<u64>, then: Then) -> anyhow::Result<Outcome> {
+fn crowd(
+    mut connection: Connection,
+    people: impl Iterator<Item = u64>,
+    then: Then,
+) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     let outside = |person| Outside { person, since: started, attempts: 0 };
     let mut queue: BTreeMap<_, _> =
-        people.into_iter().map(|person| ((started, person), outside(person))).collect();
+        people.map(|person| ((started, person), outside(person))).collect();
     let mut waiting: HashMap<u32, Outside> = HashMap::new();
     let mut outcome = Outcome::default();
     let mut next_id = 1;

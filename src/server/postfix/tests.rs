@@ -12,20 +12,18 @@ use tokio_util::task::TaskTracker;
 use super::maps::{self, MapsDoor};
 use super::policy::{self, PolicyDoor};
 use super::*;
-use crate::auth::journal::Journal;
-use crate::auth::{Authenticator, Parts, Setup};
+use crate::auth::Authenticator;
 use crate::clock;
 use crate::config::Config;
 use crate::config::listen::Listen;
 use crate::config::template::Active;
-use crate::directory::Directories;
 use crate::identity::{Address, Case};
 use crate::lookup::Lookup;
 use crate::metrics::Metrics;
 use crate::server::door::{Door, Shared};
 use crate::server::listener::Peer;
 use crate::store::{Mailbox, Origin, Standing, Store};
-use crate::throttle::{SendingLimits, Throttle};
+use crate::throttle::SendingLimits;
 
 /// amy with the alias wong, ann who is disabled, hal who only receives, kif who may only read, and zap of a domain
 /// that is switched off.
@@ -77,21 +75,9 @@ impl Site {
         }
         store.set_disabled(&parsed("ann@example.org"), Standing::Disabled).await.unwrap();
 
-        let (metrics, tracker) = (Metrics::new(), TaskTracker::new());
-        let directories = Directories::build(&config.directory, None, &metrics).unwrap();
-        let parts = Parts {
-            store: store.clone(),
-            journal: Arc::new(Journal::stderr(config.log.format, metrics.clone()).unwrap()),
-            metrics: metrics.clone(),
-            tracker: tracker.clone(),
-            throttle: Arc::new(Throttle::new(&config.throttle, [7; 32], clock::now())),
-            memory_capacity: 1 << 20,
-            memory_key: [7; 32],
-        };
-        let core =
-            Arc::new(Authenticator::new(Setup::new(&config, Arc::new(directories), 1), parts));
+        let core = Authenticator::over(store.clone(), &config);
         let lookup = Lookup::new(store.clone(), &config);
-        let shared = Shared { core, lookup, metrics, tracker };
+        let shared = Shared { core, lookup, metrics: Metrics::new(), tracker: TaskTracker::new() };
         let sending = SendingLimits::new(clock::now());
         sending.configure(std::iter::once(Duration::from_secs(3600)));
         let door = Door::new("postfix".into(), &Listen::default(), shared);
