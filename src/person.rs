@@ -91,9 +91,17 @@ impl Attributes {
 
     /// Takes an attribute out.
     pub fn remove(&mut self, name: &str) {
-        let mut all = self.to_map();
-        all.remove(&name.to_ascii_lowercase());
-        *self = all.into_iter().collect();
+        let (all, mut rest) = (&*self.0, &*self.0);
+        loop {
+            let before = all.get(..all.len() - rest.len()).unwrap_or_default();
+            let (Some(known), Some(_)) = (take_field(&mut rest), take_field(&mut rest)) else {
+                return;
+            };
+            if known.eq_ignore_ascii_case(name.as_bytes()) {
+                self.0 = [before, rest].concat().into();
+                return;
+            }
+        }
     }
 
     /// All values of an attribute, in the order the directory gave them.

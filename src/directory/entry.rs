@@ -57,6 +57,8 @@ pub struct Reader {
     pub identity: Identity,
     /// Whether passwords may be remembered at all.
     pub remember: bool,
+    /// Nothing but the id is made of the id's attribute: no person keeps it twice.
+    pub id_alone: bool,
 }
 
 impl Reader {
@@ -64,7 +66,7 @@ impl Reader {
     ///
     /// # Errors
     /// An id that cannot be used: without one nobody can say tomorrow that this is the same person.
-    pub fn person(&self, entry: Entry, wall: i64) -> Result<Person, EntryError> {
+    pub fn person(&self, mut entry: Entry, wall: i64) -> Result<Person, EntryError> {
         let attribute = self.identity.id_attribute.as_str();
         let mut values = entry.attributes.values(attribute);
         let id = match (values.next(), values.next()) {
@@ -79,6 +81,9 @@ impl Reader {
             attribute: attribute.to_owned(),
             problem,
         })?;
+        if self.id_alone {
+            entry.attributes.remove(attribute);
+        }
         let one_time = !self.remember
             || entry.attributes.texts(AUTH_TYPE).any(|kind| kind.eq_ignore_ascii_case("otp"));
         Ok(Person {
@@ -316,7 +321,7 @@ mod tests {
             login_attributes: vec!["mail".into()],
             disabled_rule: rule,
         };
-        Reader { profile: "x".into(), identity, remember: true }
+        Reader { profile: "x".into(), identity, remember: true, id_alone: false }
     }
 
     const UUID: &[u8] = b"0A1B2C3D-0000-103f-8000-000000000001";
@@ -362,6 +367,18 @@ mod tests {
             (IdFormat::Binary, b""),
         ] {
             assert_eq!(show_id(format, value), None, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn the_ids_attribute_is_not_kept_where_nothing_else_is_made_of_it() {
+        for id_alone in [false, true] {
+            let reader = Reader { id_alone, ..reader(DisabledRule::None) };
+            let person =
+                reader.person(entry(&[("entryUUID", &[UUID]), ("cn", &[b"Fry"])]), 0).unwrap();
+            assert!(person.id.as_bytes().eq_ignore_ascii_case(UUID));
+            assert_eq!(person.attributes.values("entryUUID").count(), usize::from(!id_alone));
+            assert_eq!(person.attributes.values("cn").count(), 1);
         }
     }
 

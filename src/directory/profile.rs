@@ -95,10 +95,15 @@ impl Profile {
         let identity = preset::identity(section)
             .map_err(|error| one(fault("identity.disabled_rule", error.to_string())))?;
         let matching = setup::matching(section, &identity.login_attributes).map_err(one)?;
-        let wanted = setup::wanted_attributes(section, &identity.id_attribute, &matching);
+        let id_attribute = identity.id_attribute.as_str();
+        let wanted = setup::wanted_attributes(section, Some(id_attribute), &matching);
+        let id_alone = !setup::wanted_attributes(section, None, &matching)
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(id_attribute));
         let source = Source {
             section: setup::relevant(section),
             wanted: wanted.clone(),
+            id_alone,
             files: Files::read(section).map_err(one)?,
         };
         if let Some(previous) = previous.filter(|previous| previous.source == source) {
@@ -126,13 +131,14 @@ impl Profile {
             .collect();
         let name: Arc<str> = name.into();
         Ok(Arc::new(Self {
-            epoch: setup::epoch(section, &wanted),
+            epoch: setup::epoch(section, &wanted, id_alone),
             pool: Pool::new(hosts, section.failback_after.0),
             gate: Gate::new(section.bind_connections, section.queue),
             reader: Reader {
                 profile: Arc::clone(&name),
                 identity,
                 remember: section.auth.remember,
+                id_alone,
             },
             places,
             preset: section.preset,

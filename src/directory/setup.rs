@@ -39,6 +39,8 @@ impl Place {
 pub(super) struct Source {
     pub(super) section: Directory,
     pub(super) wanted: Vec<String>,
+    /// See [`entry::Reader::id_alone`].
+    pub(super) id_alone: bool,
     pub(super) files: Files,
 }
 
@@ -63,7 +65,12 @@ pub(super) fn matching(section: &Directory, attributes: &[String]) -> Result<Mat
     Ok(Matching::by_attributes(attributes, first_domain))
 }
 
-pub(super) fn wanted_attributes(section: &Directory, id: &str, matching: &Matching) -> Vec<String> {
+/// All attributes that are read of an entry, in lower case; with `id` the one that holds the id.
+pub(super) fn wanted_attributes(
+    section: &Directory,
+    id: Option<&str>,
+    matching: &Matching,
+) -> Vec<String> {
     let map = &section.map;
     let mapped = [&map.address, &map.aliases, &map.display_name, &map.quota]
         .into_iter()
@@ -72,7 +79,7 @@ pub(super) fn wanted_attributes(section: &Directory, id: &str, matching: &Matchi
     let mut wanted: Vec<String> = mapped
         .chain([section.template.attribute.as_str()])
         .chain(by_group.then_some("memberOf"))
-        .chain([id])
+        .chain(id)
         .chain(matching.addresses())
         .chain(entry::state_attributes().map(|name| name as &str))
         .filter(|name| !name.is_empty())
@@ -143,7 +150,7 @@ pub(super) fn relevant(section: &Directory) -> Directory {
 }
 
 /// The same number for the same servers, places, identity and attributes.
-pub(super) fn epoch(section: &Directory, wanted: &[String]) -> u64 {
+pub(super) fn epoch(section: &Directory, wanted: &[String], id_alone: bool) -> u64 {
     let parts = (
         &section.hosts,
         &section.search,
@@ -152,6 +159,7 @@ pub(super) fn epoch(section: &Directory, wanted: &[String]) -> u64 {
         section.domains.first(),
         section.auth.remember,
         wanted,
+        id_alone,
     );
     let mut digest = [0; 8];
     blake3::Hasher::new().update(format!("{parts:?}").as_bytes()).finalize_xof().fill(&mut digest);

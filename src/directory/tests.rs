@@ -890,6 +890,13 @@ async fn a_reload_keeps_connections_unless_the_directory_part_changed() {
     assert!(!Arc::ptr_eq(wider, fourth.profile("planet").unwrap()));
     assert_eq!(wider.epoch(), fourth.profile("planet").unwrap().epoch());
 
+    // Read it was all along, but nobody kept it.
+    section.map.display_name.attr = vec!["EntryUUID".into()];
+    let mapped_id = directories(section.clone(), Some(&fourth));
+    assert_ne!(wider.epoch(), mapped_id.profile("planet").unwrap().epoch());
+    section.map.display_name.attr.clear();
+    let fourth = directories(section.clone(), Some(&mapped_id));
+
     section.domains.push("moon.com".into());
     let wider_route = directories(section.clone(), Some(&fourth));
     let kept = wider_route.route(&Domain::parse("moon.com").unwrap());
