@@ -33,6 +33,9 @@ const PENDING: Duration = Duration::from_secs(10);
 /// Sources that are kept; about 1 kB each when nothing is under way.
 const MAX_SOURCES: usize = 16_384;
 
+/// So many make room at once where one is wanted: the next so many need not look through the table.
+const FORGOTTEN_AT_ONCE: usize = MAX_SOURCES / 16;
+
 /// Notes for each of them. More than [`LIMIT`] are there only while questions are under way, and those are bounded
 /// together ([`super::admission`]).
 const MAX_NOTES: usize = 256;
@@ -174,16 +177,15 @@ fn source(net: &Net, login: &str) -> Source {
     }
 }
 
-/// First those whose time is over; then whoever has been quiet for longest.
+/// First those whose time is over; then those who have been quiet for longest.
 fn make_room(sources: &mut HashMap<Source, Vec<Note>>, now: Instant) {
-    sources.retain(|_, notes| notes.last().is_some_and(|note| now < note.at + WINDOW));
-    if sources.len() >= MAX_SOURCES {
-        let last = |notes: &[Note]| notes.last().map(|note| note.at);
-        let quietest = sources.iter().min_by_key(|(_, notes)| last(notes));
-        if let Some(quietest) = quietest.map(|(source, _)| source.clone()) {
-            sources.remove(&quietest);
-        }
-    }
+    let last = |notes: &[Note]| notes.last().map(|note| note.at);
+    sources.retain(|_, notes| last(notes).is_some_and(|last| now < last + WINDOW));
+    let surplus = sources.len().saturating_sub(MAX_SOURCES - FORGOTTEN_AT_ONCE);
+    let Some(index) = surplus.checked_sub(1) else { return };
+    let mut times: Vec<_> = sources.values().map(|notes| last(notes)).collect();
+    let latest_to_go = *times.select_nth_unstable(index).1;
+    sources.retain(|_, notes| last(notes) > latest_to_go);
 }
 
 #[cfg(test)]
@@ -317,13 +319,19 @@ mod tests {
     }
 
     #[test]
-    fn the_sources_are_bounded() {
+    fn the_sources_are_bounded_and_those_who_were_quiet_for_longest_go_first() {
         let fixture = Fixture::new();
+        let at =
+            |number: usize| fixture.start + Duration::from_millis(u64::try_from(number).unwrap());
+        let name = |number: usize| format!("login {number}");
         for number in 0..=MAX_SOURCES {
-            let login = format!("login {number}");
-            fixture.unproven.note(&None, &login, fixture.digest(1), fixture.at(0));
+            fixture.unproven.note(&None, &name(number), fixture.digest(1), at(number));
         }
 
-        assert_eq!(fixture.unproven.lock().sources.len(), MAX_SOURCES);
+        let table = fixture.unproven.lock();
+        assert_eq!(table.sources.len(), MAX_SOURCES - FORGOTTEN_AT_ONCE + 1);
+        let is_there = |number| table.sources.contains_key(&source(&None, &name(number)));
+        assert!((0..FORGOTTEN_AT_ONCE).all(|number| !is_there(number)));
+        assert!((FORGOTTEN_AT_ONCE..=MAX_SOURCES).all(is_there));
     }
 }
