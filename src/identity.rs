@@ -123,6 +123,13 @@ impl Address {
         &self.domain
     }
 
+    /// Keeps no text of its own for its domain: this one, which is equal, is shared.
+    pub(crate) fn share_domain(&mut self, domain: &Domain) {
+        if self.domain == *domain {
+            self.domain = domain.clone();
+        }
+    }
+
     /// Whether the local part may stand in a path or a userdb field (login.md N-5).
     #[must_use]
     pub fn is_safe_in_path(&self) -> bool {

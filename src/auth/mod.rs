@@ -187,10 +187,14 @@ impl Setup {
         self.fall_back.contains(profile)
     }
 
-    /// The mailbox with the domain's standing as configured now.
+    /// The mailbox with the domain's standing as configured now, and with texts of its own only where it must have them:
+    /// it may be remembered.
     fn effective(&self, mut mailbox: Mailbox) -> Arc<Mailbox> {
-        let domain = self.rules.domain(mailbox.address.domain());
-        mailbox.domain_active = domain.is_some_and(|domain| domain.active);
+        let domain = self.rules.shared_domain(mailbox.address.domain());
+        mailbox.domain_active = domain.is_some_and(|(_, limits)| limits.active);
+        if let Some((name, _)) = domain {
+            mailbox.address.share_domain(name);
+        }
         Arc::new(mailbox)
     }
 }

@@ -94,6 +94,12 @@ impl Rules {
         self.domains.get(name)
     }
 
+    /// The same, with the domain's name as all its addresses can share it.
+    #[must_use]
+    pub fn shared_domain(&self, name: &Domain) -> Option<(&Domain, &DomainLimits)> {
+        self.domains.get_key_value(name)
+    }
+
     /// The template that a person's attributes choose: rules with `value`, then rules with `member_of`, then the
     /// default.
     #[must_use]
