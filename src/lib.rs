@@ -29,6 +29,7 @@ mod cache;
 pub mod clock;
 mod decimal;
 pub mod metrics;
+pub mod seldom;
 
 // The core, and whom it asks.
 pub mod auth;

@@ -4,12 +4,13 @@
 //! directory accepted), *refusals* (of passwords it refused), the person as last read and the mailbox as last
 //! written. Names that are nobody's live in a part of their own, so that a flood of them pushes out no people.
 
-use std::ops::Deref;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use smallvec::SmallVec;
 
 use super::Reason;
 use super::gate::Net;
@@ -17,6 +18,7 @@ use super::old_passwords::OldPasswordClient;
 use crate::cache::{Bounded, Table};
 use crate::person::{AccountState, Person, Stamp};
 use crate::secret::Password;
+use crate::seldom::{Empty, Seldom};
 use crate::store::Mailbox;
 
 /// Proofs per account: the current password, an old one that a phone still sends, and room to spare.
@@ -40,8 +42,9 @@ const VOUCHED_FOR: Duration = Duration::from_secs(6 * 3_600);
 /// So long after a login saw a mailbox, the next one that asks the directory does not read it again. A change through this
 /// daemon is known at once; this is for other processes.
 const MAILBOX_IS_CURRENT: Duration = Duration::from_secs(60);
-/// What a record takes beside its person, in bytes: the struct, its lists, the maps' own share.
-const RECORD_BYTES: usize = 1400;
+/// What a record takes beside the texts of its person and its mailbox, in bytes: the structs, the maps' own share, and
+/// what allocation adds (docs/PERFORMANCE.md, S1).
+const RECORD_BYTES: usize = 900;
 
 /// What a name that is nobody's takes beside its text, in bytes.
 const NOBODY_BYTES: usize = 150;
@@ -71,7 +74,7 @@ pub struct Digest(
 /// All that is remembered.
 pub struct Memory {
     key: [u8; 32],
-    names: Bounded<Box<str>, Arc<Record>>,
+    names: Bounded<Arc<str>, Arc<Record>>,
     /// Every account that some name leads to. Not a cache: a disable must find whoever is remembered.
     accounts: Mutex<Accounts>,
     nobodies: Bounded<Box<str>, Nobody>,
@@ -154,56 +157,41 @@ struct State {
     doubted: Option<Instant>,
     /// The rules that the mailbox was planned by; 0: plan again.
     rules: u64,
-    proofs: Vec<Proof>,
-    against: Seldom,
+    proofs: UsuallyOne<Proof>,
+    against: Seldom<Against>,
     refresh: Refresh,
-    names: Vec<Name>,
-    nets: Vec<Net>,
+    names: UsuallyOne<Name>,
+    nets: UsuallyOne<Net>,
     /// A feed tells whatever changes of the person.
     vouched: Option<Vouched>,
     /// Nothing is remembered here any more: a login under way must not bring it back.
     forgotten: bool,
 }
 
+/// A list that nearly everybody has one thing in, which stands in the record itself.
+type UsuallyOne<T> = SmallVec<[T; 1]>;
+
 /// What speaks against logins.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Against {
     refusals: Vec<Refusal>,
     /// Passwords that were proven here and refused since; the oldest first.
-    former: Vec<Digest>,
+    former: UsuallyOne<Digest>,
     barred: Option<Bar>,
     stamp_read: Option<Instant>,
 }
 
-impl Against {
-    const fn none() -> Self {
-        Self { refusals: Vec::new(), former: Vec::new(), barred: None, stamp_read: None }
-    }
-}
+impl Empty for Against {
+    const EMPTY: &'static Self = &Self {
+        refusals: Vec::new(),
+        former: UsuallyOne::new_const(),
+        barred: None,
+        stamp_read: None,
+    };
 
-static NOTHING: Against = Against::none();
-
-/// Room for it is taken once there is something: of a hundred thousand people nearly all never have any.
-#[derive(Debug, Default)]
-struct Seldom(Option<Box<Against>>);
-
-impl Deref for Seldom {
-    type Target = Against;
-
-    fn deref(&self) -> &Against {
-        self.0.as_deref().unwrap_or(&NOTHING)
-    }
-}
-
-impl Seldom {
-    /// What there is.
-    fn present(&mut self) -> Option<&mut Against> {
-        self.0.as_deref_mut()
-    }
-
-    /// For something new.
-    fn make(&mut self) -> &mut Against {
-        self.0.get_or_insert_with(|| Box::new(Against::none()))
+    fn is_empty(&self) -> bool {
+        let Self { refusals, former, barred, stamp_read } = self;
+        refusals.is_empty() && former.is_empty() && barred.is_none() && stamp_read.is_none()
     }
 }
 
@@ -251,7 +239,7 @@ struct Bar {
 /// A name that leads to an account.
 #[derive(Debug)]
 struct Name {
-    text: Box<str>,
+    text: Arc<str>,
     /// A password was proven under it. Other names give their place up to one that is.
     proven: bool,
 }
@@ -514,7 +502,7 @@ impl Memory {
         // The very password that was proven is wrong now: that proof ends. Others stay (login.md M-5).
         if state.proof(&digest).is_some() {
             state.proofs.retain(|proof| proof.digest != digest);
-            push_bounded(&mut state.against.make().former, digest, MAX_FORMER);
+            push_bounded(&mut state.against.former, digest, MAX_FORMER);
         }
         state.add_refusal(digest, learned);
         let kind = state.kind_of_wrong(&digest);
@@ -531,7 +519,7 @@ impl Memory {
         if state.forgotten {
             return;
         }
-        state.against.make().barred = Some(Bar { until, reason, profile });
+        state.against.barred = Some(Bar { until, reason, profile });
         drop(state);
         self.point(learned.name, &record);
     }
@@ -750,15 +738,16 @@ impl Memory {
         if state.forgotten {
             return;
         }
-        let mut has_place = state.names.iter().any(|known| &*known.text == name);
-        if !has_place && state.names.len() < MAX_NAMES {
-            state.names.reserve_exact(1);
-            state.names.push(Name { text: name.into(), proven: false });
-            has_place = true;
+        let known = state.names.iter().find(|known| &*known.text == name);
+        let mut place = known.map(|known| Arc::clone(&known.text));
+        if place.is_none() && state.names.len() < MAX_NAMES {
+            let text = Arc::from(name);
+            state.names.push(Name { text: Arc::clone(&text), proven: false });
+            place = Some(text);
         }
         drop(state);
-        if has_place {
-            self.names.insert(name.into(), Arc::clone(record), name.len() + record.weight());
+        if let Some(text) = place {
+            self.names.insert(text, Arc::clone(record), name.len() + record.weight());
             if record.lock().forgotten {
                 // Forgotten in this very moment.
                 self.names.remove(name);
@@ -797,11 +786,11 @@ impl Record {
                 seen: None,
                 doubted: None,
                 rules: 0,
-                proofs: Vec::new(),
+                proofs: UsuallyOne::new(),
                 against: Seldom::default(),
                 refresh: Refresh::WhenDue,
-                names: Vec::new(),
-                nets: Vec::new(),
+                names: UsuallyOne::new(),
+                nets: UsuallyOne::new(),
                 vouched: None,
                 forgotten: false,
             }),
@@ -1065,12 +1054,12 @@ impl State {
     /// Remembers a refusal. Where there is no room, one of a password that was tried once goes, never one that clients
     /// keep sending: a guesser must not make those be bound again.
     fn add_refusal(&mut self, digest: Digest, learned: &Learned<'_>) {
-        self.against.make().refusals.retain(|refusal| refusal.digest != digest);
+        self.against.refusals.retain(|refusal| refusal.digest != digest);
         let guessed = |refusal: &Refusal| {
             !refusal.was_hit && self.kind_of_wrong(&refusal.digest) == Wrong::Guess
         };
         let least = self.against.refusals.iter().position(guessed).unwrap_or(0);
-        let refusals = &mut self.against.make().refusals;
+        let refusals = &mut self.against.refusals;
         if refusals.len() >= MAX_REFUSALS {
             refusals.remove(least);
         }
@@ -1115,7 +1104,7 @@ impl State {
     }
 
     /// Marks a name as proven; if there is no place, one that was never proven gives its own up and is returned.
-    fn name_proven(&mut self, name: &str) -> Option<Box<str>> {
+    fn name_proven(&mut self, name: &str) -> Option<Arc<str>> {
         if let Some(known) = self.names.iter_mut().find(|known| &*known.text == name) {
             known.proven = true;
             return None;
@@ -1125,7 +1114,6 @@ impl State {
             let place = self.names.iter().position(|known| !known.proven)?;
             given_up = Some(self.names.remove(place).text);
         }
-        self.names.reserve_exact(1);
         self.names.push(Name { text: name.into(), proven: true });
         given_up
     }
@@ -1139,13 +1127,13 @@ impl State {
     fn read_due(&mut self, now: Instant) -> bool {
         let due = self.against.stamp_read.is_none_or(|at| now >= at + STAMP_READ_EVERY);
         if due {
-            self.against.make().stamp_read = Some(now);
+            self.against.stamp_read = Some(now);
         }
         due
     }
 }
 
-fn count<T: Clone>(names: &Bounded<Box<str>, T>) -> u64 {
+fn count<K: Eq + Hash, T: Clone>(names: &Bounded<K, T>) -> u64 {
     u64::try_from(names.len()).unwrap_or(u64::MAX)
 }
 
@@ -1156,12 +1144,10 @@ pub fn account_key(profile: &str, id: &str) -> String {
 }
 
 /// Adds to the end; the oldest goes where there is no room.
-fn push_bounded<T>(list: &mut Vec<T>, item: T, most: usize) {
+fn push_bounded<T>(list: &mut UsuallyOne<T>, item: T, most: usize) {
     if list.len() >= most {
         list.remove(0);
     }
-    // Nearly everybody has one; a list that grows by itself makes room for four.
-    list.reserve_exact(1);
     list.push(item);
 }
 

@@ -1,6 +1,6 @@
 //! What a person's mailbox should be: the template overlaid by mapped attributes. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::plan::{MAX_ALIASES, MAX_QUOTA, MAX_TEXT, Refusal, Report, refused_before};
@@ -55,7 +55,7 @@ pub fn desired(
         protocols: template.words.clone(),
         active: template.active,
         disabled_delivery: template.disabled_delivery,
-        extra: wish.extra(template, filling)?,
+        extra: wish.extra(template, filling)?.into(),
         template: name,
     };
     let place = match stored {
@@ -313,7 +313,7 @@ impl<'a> Wish<'a> {
         &mut self,
         template: &Template,
         filling: Filling<'_>,
-    ) -> Result<std::collections::BTreeMap<Box<str>, Box<str>>, Refusal> {
+    ) -> Result<BTreeMap<Box<str>, Box<str>>, Refusal> {
         let field = |(name, text): (&String, &String)| {
             let filled = filling.fill(text, Percent::Double)?;
             Ok((name.as_str().into(), filled.into()))
@@ -323,7 +323,7 @@ impl<'a> Wish<'a> {
             (Err(UnsafeValue), None) => Err(Refusal::BadAddress(cut(filling.address.as_str()))),
             (Err(UnsafeValue), Some(stored)) => {
                 self.misfit(Field::Extra, filling.address.as_str(), Misfit::BadValue);
-                Ok(stored.settings.extra.clone())
+                Ok(BTreeMap::clone(&stored.settings.extra))
             }
         }
     }

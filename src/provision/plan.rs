@@ -11,6 +11,7 @@ use crate::config::template::{Active, DisabledDelivery};
 use crate::config::units::ByteSize;
 use crate::identity::Address;
 use crate::person::Person;
+use crate::seldom::Seldom;
 use crate::store::{Field, Held, Link, Mailbox, Origin, Provider, Settings};
 
 /// The longest text that is kept of an attribute, in letters.
@@ -196,13 +197,13 @@ fn new_mailbox(
         domain_active: true,
         settings: wish.settings,
         disabled_by_admin: false,
-        pinned: BTreeSet::new(),
+        pinned: Seldom::default(),
         aliases: wish.aliases.into_iter().map(|alias| (alias, Origin::Directory)).collect(),
         tags: wish.tags.into_iter().map(|tag| (tag, Origin::Directory)).collect(),
         link,
         provider,
         place: wish.place,
-        held: wish.misfits.clone(),
+        held: wish.misfits.clone().into(),
     };
     Ok(Plan {
         base: None,
@@ -259,7 +260,7 @@ fn update(rules: &Rules, stored: &Mailbox, found: Link, wish: Desired) -> Plan {
     let reports: Vec<Report> = held.difference(&stored.held).cloned().collect();
     changes.extend(stored.held.difference(&held).cloned().map(Change::Release));
     changes.extend(reports.iter().cloned().map(Change::Hold));
-    mailbox.held = held;
+    mailbox.held = held.into();
     Plan { base: Some(stored.clone()), changes, reports, mailbox }
 }
 
@@ -274,13 +275,20 @@ pub(super) fn refused_before<'a>(
 }
 
 /// Makes the directory's part of a set what it should be; an administrator's entries stay. Gives what came and went.
-fn merge<T: Ord + Clone>(set: &mut BTreeMap<T, Origin>, wanted: &BTreeSet<T>) -> (Vec<T>, Vec<T>) {
+fn merge<T: Ord + Clone + 'static>(
+    set: &mut Seldom<BTreeMap<T, Origin>>,
+    wanted: &BTreeSet<T>,
+) -> (Vec<T>, Vec<T>) {
     let added: Vec<T> = wanted.iter().filter(|it| !set.contains_key(*it)).cloned().collect();
     let gone = |it: &T, origin: Origin| origin == Origin::Directory && !wanted.contains(it);
     let removed: Vec<T> =
         set.iter().filter(|(it, origin)| gone(it, **origin)).map(|(it, _)| it.clone()).collect();
-    set.retain(|it, origin| !gone(it, *origin));
-    set.extend(added.iter().map(|it| (it.clone(), Origin::Directory)));
+    if let Some(set) = set.present() {
+        set.retain(|it, origin| !gone(it, *origin));
+    }
+    if !added.is_empty() {
+        set.extend(added.iter().map(|it| (it.clone(), Origin::Directory)));
+    }
     (added, removed)
 }
 

@@ -9,6 +9,7 @@ use crate::config::template::Template;
 use crate::config::units::ByteSize;
 use crate::identity::{Address, Case};
 use crate::person::{AccountState, Attributes, Stamp};
+use crate::seldom::Seldom;
 use crate::store::{Field, Misfit, Origin, Standing};
 
 const GIB: u64 = 1 << 30;
@@ -495,7 +496,7 @@ async fn a_field_that_does_not_fit_is_left_and_the_others_are_written() {
     })
     .await;
     let fits = site.settled(&gold).await.mailbox;
-    assert_eq!((fits.settings.quota, fits.held), (50 * GIB, BTreeSet::new()));
+    assert_eq!((fits.settings.quota, fits.held), (50 * GIB, Seldom::default()));
     assert_counts(&site).await;
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::config::template::{Active, DisabledDelivery};
 use crate::identity::Address;
+use crate::seldom::Seldom;
 
 /// A mailbox with its addresses, tags and link, as one read of the store gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,11 +21,11 @@ pub struct Mailbox {
     /// An administrator's disable; wins over everything.
     pub disabled_by_admin: bool,
     /// Fields that an administrator keeps as they are.
-    pub pinned: BTreeSet<Field>,
+    pub pinned: Seldom<BTreeSet<Field>>,
     /// Further addresses and who owns each.
-    pub aliases: BTreeMap<Address, Origin>,
+    pub aliases: Seldom<BTreeMap<Address, Origin>>,
     /// Free words and who owns each.
-    pub tags: BTreeMap<Box<str>, Origin>,
+    pub tags: Seldom<BTreeMap<Box<str>, Origin>>,
     /// The directory entry it belongs to. It stays while the password is checked here.
     pub link: Option<Link>,
     /// Who checks the password.
@@ -32,7 +33,7 @@ pub struct Mailbox {
     /// Written once, at creation.
     pub place: Place,
     /// What the directory wants for it and it cannot have; reported when that began.
-    pub held: BTreeSet<Held>,
+    pub held: Seldom<BTreeSet<Held>>,
 }
 
 /// A value that the directory or a template asks for and that could not be written.
@@ -182,7 +183,7 @@ pub struct Settings {
     /// Mail for a mailbox that may not log in.
     pub disabled_delivery: DisabledDelivery,
     /// Further userdb fields.
-    pub extra: BTreeMap<Box<str>, Box<str>>,
+    pub extra: Seldom<BTreeMap<Box<str>, Box<str>>>,
 }
 
 /// Where the mail lies; never changed after creation (login.md V-7).
@@ -328,7 +329,7 @@ impl Mailbox {
         let extra: usize =
             settings.extra.iter().map(|(key, value)| key.len() + value.len() + 96).sum();
         let texts = settings.display_name.len() + self.place.home.len();
-        600 + aliases + tags + held + extra + texts
+        350 + aliases + tags + held + extra + texts
     }
 }
 
@@ -349,16 +350,16 @@ impl Mailbox {
                 protocols: ["imap", "smtp"].into_iter().collect(),
                 active: Active::Yes,
                 disabled_delivery: DisabledDelivery::Accept,
-                extra: BTreeMap::new(),
+                extra: Seldom::default(),
             },
             disabled_by_admin: false,
-            pinned: BTreeSet::new(),
-            aliases: BTreeMap::new(),
-            tags: BTreeMap::new(),
+            pinned: Seldom::default(),
+            aliases: Seldom::default(),
+            tags: Seldom::default(),
             link: Some(Link { profile: "corp".into(), id: "1".into() }),
             provider: Provider::Directory("corp".into()),
             place: Place { home: "/srv/mail/sample".into(), uid: 5000, gid: 5001 },
-            held: BTreeSet::new(),
+            held: Seldom::default(),
         }
     }
 }

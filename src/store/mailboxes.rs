@@ -10,6 +10,7 @@ use super::{Store, StoreError, within};
 use crate::config::template::{Active, DisabledDelivery};
 use crate::identity::{Address, Case};
 use crate::secret::Secret;
+use crate::seldom::Seldom;
 
 /// The mailboxes whose ids a query gives, each with all its sets: rows of mailboxes first, then their aliases, tags and notes of
 /// what is held; column 17 says whose a row is. One statement is a view of one moment without a transaction around it, and
@@ -355,7 +356,7 @@ struct SettingsWords {
 
 impl SettingsWords {
     fn of(settings: &Settings) -> Result<Self, StoreError> {
-        let extra = serde_json::to_string(&settings.extra)
+        let extra = serde_json::to_string(&*settings.extra)
             .map_err(|error| StoreError::Corrupt { what: format!("extra: {error}") })?;
         let quota = i64::try_from(settings.quota).unwrap_or(i64::MAX);
         Ok(Self { quota, extra })
@@ -381,7 +382,9 @@ pub(super) fn read(id: i64, row: &Row) -> Result<Mailbox, StoreError> {
         active: parse_active(row.text(6)?).ok_or_else(|| corrupt("active"))?,
         disabled_delivery: parse_delivery(row.text(7)?)
             .ok_or_else(|| corrupt("disabled_delivery"))?,
-        extra: serde_json::from_str(row.text(8)?).map_err(|_| corrupt("extra"))?,
+        extra: serde_json::from_str::<BTreeMap<_, _>>(row.text(8)?)
+            .map_err(|_| corrupt("extra"))?
+            .into(),
     };
     let place = Place {
         home: row.text(11)?.into(),
@@ -399,12 +402,12 @@ pub(super) fn read(id: i64, row: &Row) -> Result<Mailbox, StoreError> {
         settings,
         disabled_by_admin: row.int(10)? == 1,
         pinned: row.text(9)?.split_whitespace().filter_map(Field::parse).collect(),
-        aliases: BTreeMap::new(),
-        tags: BTreeMap::new(),
+        aliases: Seldom::default(),
+        tags: Seldom::default(),
         link,
         provider: Provider::parse(row.text(16)?),
         place,
-        held: BTreeSet::new(),
+        held: Seldom::default(),
     })
 }
 
