@@ -177,7 +177,8 @@ fn source(net: &Net, login: &str) -> Source {
     }
 }
 
-/// First those whose time is over; then those who have been quiet for longest.
+/// First those whose time is over; then those who have been quiet for longest, with whoever else was last heard of at the
+/// very same moment.
 fn make_room(sources: &mut HashMap<Source, Vec<Note>>, now: Instant) {
     let last = |notes: &[Note]| notes.last().map(|note| note.at);
     sources.retain(|_, notes| last(notes).is_some_and(|last| now < last + WINDOW));
