@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 
 /// A value that is empty for nearly everybody; read like the value itself.
 #[derive(Clone)]
@@ -34,10 +34,25 @@ impl<T: 'static> Empty for BTreeSet<T> {
     }
 }
 
-impl<T> Seldom<T> {
-    /// The value for a change that needs no room of its own: `None` where there is nothing.
-    pub fn present(&mut self) -> Option<&mut T> {
-        self.0.as_deref_mut()
+impl<T: Empty> Seldom<T> {
+    /// The value, with room for something new.
+    pub fn make(&mut self) -> &mut T {
+        self.0.get_or_insert_default()
+    }
+
+    /// Changes what there is, without adding anything; where nothing is left the room is given back.
+    pub fn change(&mut self, work: impl FnOnce(&mut T)) {
+        if let Some(value) = &mut self.0 {
+            work(value);
+            if value.is_empty() {
+                self.0 = None;
+            }
+        }
+    }
+
+    /// Whether there is anything.
+    pub fn is_there(&self) -> bool {
+        self.0.is_some()
     }
 }
 
@@ -52,13 +67,6 @@ impl<T: Empty> Deref for Seldom<T> {
 
     fn deref(&self) -> &T {
         self.0.as_deref().unwrap_or(T::EMPTY)
-    }
-}
-
-/// Makes room.
-impl<T: Empty> DerefMut for Seldom<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        self.0.get_or_insert_default()
     }
 }
 
@@ -114,16 +122,21 @@ mod tests {
     #[test]
     fn nothing_takes_no_room_and_is_equal_however_it_came_about() {
         let mut set = Seldom::<BTreeSet<u8>>::default();
-        assert!(set.present().is_none());
+        set.change(|set| set.clear());
+        assert!(!set.is_there());
         assert_eq!(set, BTreeSet::new());
         assert_eq!(size_of_val(&set), size_of::<usize>());
 
-        set.insert(1);
+        set.make().extend([1, 2]);
+        set.change(|set| set.retain(|it| *it == 1));
+        assert!(set.is_there());
         assert_eq!(set, BTreeSet::from([1]));
-        assert_eq!(set.iter().collect::<Vec<_>>(), [&1]);
-        set.remove(&1);
+        assert_eq!((&set).into_iter().collect::<Vec<_>>(), [&1]);
+        set.change(|set| set.retain(|_| false));
 
+        assert!(!set.is_there());
+        set.make();
         assert_eq!(set, Seldom::default());
-        assert!(Seldom::<BTreeSet<u8>>::from_iter([]).present().is_none());
+        assert!(!Seldom::<BTreeSet<u8>>::from_iter([]).is_there());
     }
 }

@@ -140,7 +140,8 @@ pub struct Record {
     state: Mutex<State>,
 }
 
-/// Accounts by key. Those that no name leads to any more are swept out when the table has doubled.
+/// Accounts by key. Those that no name leads to any more are swept out when the table has grown by a
+/// quarter: until then each keeps its place in memory.
 #[derive(Debug, Default)]
 struct Accounts {
     records: Table<Arc<str>, Weak<Record>>,
@@ -192,6 +193,16 @@ impl Empty for Against {
     fn is_empty(&self) -> bool {
         let Self { refusals, former, barred, stamp_read } = self;
         refusals.is_empty() && former.is_empty() && barred.is_none() && stamp_read.is_none()
+    }
+}
+
+impl Seldom<Against> {
+    fn weight(&self) -> usize {
+        if !self.is_there() {
+            return 0;
+        }
+        let refusals = self.refusals.capacity() * size_of::<Refusal>();
+        size_of::<Against>() + refusals + spilled(&self.former)
     }
 }
 
@@ -470,11 +481,11 @@ impl Memory {
         if state.proof(&digest).is_none() {
             state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
         }
-        if let Some(against) = state.against.present() {
+        state.against.change(|against| {
             against.barred = None;
             against.refusals.retain(|refusal| refusal.digest != digest);
             against.former.retain(|former| *former != digest);
-        }
+        });
         state.proofs.retain(|proof| proof.digest != digest);
         state.refresh = Refresh::WhenDue;
         let profile = learned.versions.profile;
@@ -502,7 +513,7 @@ impl Memory {
         // The very password that was proven is wrong now: that proof ends. Others stay (login.md M-5).
         if state.proof(&digest).is_some() {
             state.proofs.retain(|proof| proof.digest != digest);
-            push_bounded(&mut state.against.former, digest, MAX_FORMER);
+            push_bounded(&mut state.against.make().former, digest, MAX_FORMER);
         }
         state.add_refusal(digest, learned);
         let kind = state.kind_of_wrong(&digest);
@@ -519,7 +530,7 @@ impl Memory {
         if state.forgotten {
             return;
         }
-        state.against.barred = Some(Bar { until, reason, profile });
+        state.against.make().barred = Some(Bar { until, reason, profile });
         drop(state);
         self.point(learned.name, &record);
     }
@@ -583,9 +594,7 @@ impl Memory {
             return if mapped { Change::Person } else { Change::Nothing };
         }
         state.clear_refusals();
-        if let Some(against) = state.against.present() {
-            against.barred = None;
-        }
+        state.against.change(|against| against.barred = None);
         state.proofs.iter_mut().for_each(|proof| proof.demoted = true);
         Change::Password
     }
@@ -767,7 +776,7 @@ impl Accounts {
         }
         if self.records.len() >= self.sweep_at {
             self.records.retain(|_, record| record.strong_count() > 0);
-            self.sweep_at = (self.records.len() * 2).max(1024);
+            self.sweep_at = (self.records.len() + self.records.len() / 4).max(1024);
         }
         let key: Arc<str> = key.into();
         let record = Arc::new(Record::new(Arc::clone(&key), Arc::clone(person)));
@@ -984,8 +993,11 @@ impl Record {
     fn weight(&self) -> usize {
         let state = self.lock();
         let mailbox = state.mailbox.as_ref().map_or(0, |mailbox| mailbox.weight());
-        let person = state.person.attributes.weight() + state.person.dn.len();
-        RECORD_BYTES + person + mailbox + self.account.len()
+        let person = &state.person;
+        let texts = person.attributes.weight() + person.dn.len() + person.id.len();
+        let against = state.against.weight();
+        let more = spilled(&state.proofs) + spilled(&state.names) + spilled(&state.nets) + against;
+        RECORD_BYTES + self.account.len() + texts + more + mailbox
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -1054,12 +1066,12 @@ impl State {
     /// Remembers a refusal. Where there is no room, one of a password that was tried once goes, never one that clients
     /// keep sending: a guesser must not make those be bound again.
     fn add_refusal(&mut self, digest: Digest, learned: &Learned<'_>) {
-        self.against.refusals.retain(|refusal| refusal.digest != digest);
+        self.against.change(|against| against.refusals.retain(|refusal| refusal.digest != digest));
         let guessed = |refusal: &Refusal| {
             !refusal.was_hit && self.kind_of_wrong(&refusal.digest) == Wrong::Guess
         };
         let least = self.against.refusals.iter().position(guessed).unwrap_or(0);
-        let refusals = &mut self.against.refusals;
+        let refusals = &mut self.against.make().refusals;
         if refusals.len() >= MAX_REFUSALS {
             refusals.remove(least);
         }
@@ -1068,16 +1080,14 @@ impl State {
     }
 
     fn clear_refusals(&mut self) {
-        if let Some(against) = self.against.present() {
-            against.refusals.clear();
-        }
+        self.against.change(|against| against.refusals.clear());
     }
 
     fn hit_refusal(&mut self, digest: &Digest) {
-        let mut refusals = self.against.present().into_iter().flat_map(|it| &mut it.refusals);
-        if let Some(refusal) = refusals.find(|refusal| refusal.digest == *digest) {
-            refusal.was_hit = true;
-        }
+        self.against.change(|against| {
+            let mut hit = against.refusals.iter_mut().filter(|refusal| refusal.digest == *digest);
+            hit.next().into_iter().for_each(|refusal| refusal.was_hit = true);
+        });
     }
 
     /// Whether the use of this proof should ask the directory in the background now; says yes once.
@@ -1127,10 +1137,15 @@ impl State {
     fn read_due(&mut self, now: Instant) -> bool {
         let due = self.against.stamp_read.is_none_or(|at| now >= at + STAMP_READ_EVERY);
         if due {
-            self.against.stamp_read = Some(now);
+            self.against.make().stamp_read = Some(now);
         }
         due
     }
+}
+
+/// The bytes of a list that has more than one thing in it.
+fn spilled<T>(list: &UsuallyOne<T>) -> usize {
+    if list.spilled() { list.capacity() * size_of::<T>() } else { 0 }
 }
 
 fn count<K: Eq + Hash, T: Clone>(names: &Bounded<K, T>) -> u64 {
@@ -1258,6 +1273,27 @@ mod tests {
             let digest = self.memory.digest(&record.account, &Password::new(password));
             record.grace(&digest, NEWEST, TERMS, self.at(seconds)).is_some()
         }
+    }
+
+    #[test]
+    fn whoever_takes_more_memory_weighs_more() {
+        let fixture = Fixture::new();
+        fixture.prove("good", 0);
+        let record = fixture.record();
+        let lean = record.weight();
+        let structs = size_of::<Record>() + size_of::<Person>() + size_of::<Mailbox>();
+        assert!(structs <= lean, "{structs} {lean}");
+        let text = record.lock().names.first().map(|name| Arc::clone(&name.text)).unwrap();
+        assert_eq!(Arc::strong_count(&text), 3, "the record and the table of names share it");
+
+        fixture.refuse("bad", 1);
+        let refused = size_of::<Against>() + size_of::<Refusal>();
+        assert!(record.weight() >= lean + refused, "{} {lean} {refused}", record.weight());
+        fixture.memory.stamp_seen(&record, Stamp::At([2; 16]));
+        assert_eq!(record.weight(), lean, "nothing speaks against anybody any more");
+
+        fixture.prove("new", 2);
+        assert!(record.weight() >= lean + 2 * size_of::<Proof>());
     }
 
     #[test]

@@ -66,6 +66,18 @@ fn attempt(login: &str) -> Attempt {
     }
 }
 
+#[tokio::test]
+async fn remembered_mailboxes_share_the_name_of_their_domain() {
+    let directory = tempfile::tempdir().unwrap();
+    let core = Authenticator::alone(&directory).await;
+
+    let [fry, leela] = ["fry@example.org", "leela@example.org"]
+        .map(|address| core.setup().effective(Mailbox::sample(address)));
+
+    let text = |mailbox: &Mailbox| mailbox.address.domain().as_str().as_ptr();
+    assert_eq!(text(&fry), text(&leela));
+}
+
 /// What memory says at once, in a word; nothing: a question is made of it.
 fn at_once(core: &Arc<Authenticator>, login: &str) -> Option<&'static str> {
     core.recall(&attempt(login), clock::now()).map(|verdict| match verdict {

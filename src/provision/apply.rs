@@ -228,7 +228,7 @@ impl Work {
         if self.transaction.claim_address(&alias, Kind::Alias, id, Origin::Directory).await? {
             return Ok(true);
         }
-        self.mailbox.aliases.remove(&alias);
+        self.mailbox.aliases.change(|aliases| aliases.retain(|it, _| *it != alias));
         let value = alias.as_str().into();
         self.note(Held { field: Field::Aliases, value, why: Misfit::AddressTaken }).await?;
         Ok(false)
@@ -237,7 +237,7 @@ impl Work {
     /// Notes what the store refused.
     async fn note(&mut self, held: Held) -> Result<(), ApplyError> {
         self.transaction.hold(self.mailbox.id, &held).await?;
-        self.mailbox.held.insert(held.clone());
+        self.mailbox.held.make().insert(held.clone());
         self.refused.push(held);
         Ok(())
     }

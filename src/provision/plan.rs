@@ -225,9 +225,9 @@ fn update(rules: &Rules, stored: &Mailbox, found: Link, wish: Desired) -> Plan {
     mailbox.link = Some(found);
     if wish.address != stored.address {
         let to = wish.address;
-        mailbox.aliases.remove(&to);
+        mailbox.aliases.change(|aliases| aliases.retain(|alias, _| *alias != to));
         // Nobody who writes to the old address shall lose mail: it stays until an administrator removes it.
-        mailbox.aliases.insert(stored.address.clone(), Origin::Admin);
+        mailbox.aliases.make().insert(stored.address.clone(), Origin::Admin);
         mailbox.address = to.clone();
         changes.push(Change::Rename { from: stored.address.clone(), to });
     }
@@ -283,11 +283,9 @@ fn merge<T: Ord + Clone + 'static>(
     let gone = |it: &T, origin: Origin| origin == Origin::Directory && !wanted.contains(it);
     let removed: Vec<T> =
         set.iter().filter(|(it, origin)| gone(it, **origin)).map(|(it, _)| it.clone()).collect();
-    if let Some(set) = set.present() {
-        set.retain(|it, origin| !gone(it, *origin));
-    }
+    set.change(|set| set.retain(|it, origin| !gone(it, *origin)));
     if !added.is_empty() {
-        set.extend(added.iter().map(|it| (it.clone(), Origin::Directory)));
+        set.make().extend(added.iter().map(|it| (it.clone(), Origin::Directory)));
     }
     (added, removed)
 }

@@ -322,15 +322,26 @@ impl Mailbox {
     /// Roughly what it takes in memory, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let settings = &self.settings;
-        let aliases: usize = self.aliases.keys().map(|alias| alias.as_str().len() + 96).sum();
-        let tags: usize = self.tags.keys().map(|tag| tag.len() + 48).sum();
-        let held: usize = self.held.iter().map(|held| held.value.len() + 64).sum();
-        let extra: usize =
-            settings.extra.iter().map(|(key, value)| key.len() + value.len() + 96).sum();
-        let texts = settings.display_name.len() + self.place.home.len();
-        350 + aliases + tags + held + extra + texts
+        let extra = &self.settings.extra;
+        let sets = set_bytes::<(Address, Origin)>(self.aliases.len())
+            + set_bytes::<(Box<str>, Origin)>(self.tags.len())
+            + set_bytes::<Held>(self.held.len())
+            + set_bytes::<(Box<str>, Box<str>)>(extra.len())
+            + set_bytes::<Field>(self.pinned.len());
+        // An alias has a text for itself and one for its domain.
+        let aliases: usize = self.aliases.keys().map(|alias| 2 * alias.as_str().len() + 32).sum();
+        let tags: usize = self.tags.keys().map(|tag| tag.len()).sum();
+        let held: usize = self.held.iter().map(|held| held.value.len()).sum();
+        let fields: usize = extra.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let place = self.place.home.len();
+        let texts = self.address.as_str().len() + self.settings.display_name.len() + place;
+        350 + sets + aliases + tags + held + fields + texts
     }
+}
+
+/// Roughly what a B-tree takes beside the texts in it, in bytes: leaves with room for eleven, and half of them used.
+fn set_bytes<T>(len: usize) -> usize {
+    if len == 0 { 0 } else { 48 + len.div_ceil(6) * 11 * size_of::<T>() + len * 16 }
 }
 
 #[cfg(test)]
@@ -361,5 +372,20 @@ impl Mailbox {
             place: Place { home: "/srv/mail/sample".into(), uid: 5000, gid: 5001 },
             held: Seldom::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_a_set_weighs_as_much_as_its_leaf() {
+        let mut mailbox = Mailbox::sample("fry@example.org");
+        let lean = mailbox.weight();
+        assert!(size_of::<Mailbox>() <= lean);
+
+        mailbox.aliases.make().insert(mailbox.address.clone(), Origin::Directory);
+        assert!(mailbox.weight() >= lean + 11 * size_of::<(Address, Origin)>());
     }
 }

@@ -419,15 +419,15 @@ pub(super) fn read_member(mailbox: &mut Mailbox, row: &Row) -> Result<(), StoreE
     match row.text(18)? {
         "alias" => {
             let alias = Address::parse(first, Case::Keep).map_err(|_| corrupt("alias"))?;
-            mailbox.aliases.insert(alias, parse_origin(second));
+            mailbox.aliases.make().insert(alias, parse_origin(second));
         }
         "tag" => {
-            mailbox.tags.insert(first.into(), parse_origin(second));
+            mailbox.tags.make().insert(first.into(), parse_origin(second));
         }
         _ => {
             let field = Field::parse(first).ok_or_else(|| corrupt("held"))?;
             let why = Misfit::parse(row.text(3)?).ok_or_else(|| corrupt("held"))?;
-            mailbox.held.insert(Held { field, value: second.into(), why });
+            mailbox.held.make().insert(Held { field, value: second.into(), why });
         }
     }
     Ok(())

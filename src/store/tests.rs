@@ -64,7 +64,7 @@ async fn no_statement_reads_a_whole_table_but_those_that_list_it() {
     for number in 0..200 {
         let mut mailbox = Mailbox::sample(&format!("u{number}@example.org"));
         let alias = address(&format!("alias{number}@example.org"));
-        mailbox.aliases.insert(alias, Origin::Directory);
+        mailbox.aliases.make().insert(alias, Origin::Directory);
         store.settle(&mailbox).await;
     }
     let Db::Sqlite { writer, .. } = &store.db;

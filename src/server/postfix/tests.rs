@@ -58,7 +58,7 @@ impl Site {
         };
         for mailbox in [
             mailbox("amy@example.org", |amy| {
-                amy.aliases.insert(parsed("wong@example.org"), Origin::Directory);
+                amy.aliases.make().insert(parsed("wong@example.org"), Origin::Directory);
             }),
             mailbox("ann@example.org", |_| {}),
             mailbox("hal@example.org", |hal| hal.settings.active = Active::DeliveryOnly),
@@ -68,7 +68,7 @@ impl Site {
             mailbox("zap@example.net", |_| {}),
             mailbox("leo@example.org", |leo| {
                 leo.settings.template = "limited".into();
-                leo.aliases.insert(parsed("wong.leo@example.org"), Origin::Directory);
+                leo.aliases.make().insert(parsed("wong.leo@example.org"), Origin::Directory);
             }),
         ] {
             store.settle(&mailbox).await;
