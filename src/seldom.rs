@@ -40,7 +40,8 @@ impl<T: Empty> Seldom<T> {
         self.0.get_or_insert_default()
     }
 
-    /// Changes what there is, without adding anything; where nothing is left the room is given back.
+    /// Calls `work` with what there is, and not at all where there is nothing: it may take things out or change them,
+    /// not add any. Where nothing is left the room is given back.
     pub fn change(&mut self, work: impl FnOnce(&mut T)) {
         if let Some(value) = &mut self.0 {
             work(value);
@@ -50,8 +51,8 @@ impl<T: Empty> Seldom<T> {
         }
     }
 
-    /// Whether there is anything.
-    pub fn is_there(&self) -> bool {
+    /// Whether it takes room of its own.
+    pub fn has_room(&self) -> bool {
         self.0.is_some()
     }
 }
@@ -122,21 +123,21 @@ mod tests {
     #[test]
     fn nothing_takes_no_room_and_is_equal_however_it_came_about() {
         let mut set = Seldom::<BTreeSet<u8>>::default();
-        set.change(|set| set.clear());
-        assert!(!set.is_there());
+        set.change(|_| panic!("there is nothing to change"));
+        assert!(!set.has_room());
         assert_eq!(set, BTreeSet::new());
         assert_eq!(size_of_val(&set), size_of::<usize>());
 
         set.make().extend([1, 2]);
         set.change(|set| set.retain(|it| *it == 1));
-        assert!(set.is_there());
+        assert!(set.has_room());
         assert_eq!(set, BTreeSet::from([1]));
         assert_eq!((&set).into_iter().collect::<Vec<_>>(), [&1]);
         set.change(|set| set.retain(|_| false));
 
-        assert!(!set.is_there());
+        assert!(!set.has_room());
         set.make();
         assert_eq!(set, Seldom::default());
-        assert!(!Seldom::<BTreeSet<u8>>::from_iter([]).is_there());
+        assert!(!Seldom::<BTreeSet<u8>>::from_iter([]).has_room());
     }
 }

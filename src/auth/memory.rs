@@ -42,8 +42,8 @@ const VOUCHED_FOR: Duration = Duration::from_secs(6 * 3_600);
 /// So long after a login saw a mailbox, the next one that asks the directory does not read it again. A change through this
 /// daemon is known at once; this is for other processes.
 const MAILBOX_IS_CURRENT: Duration = Duration::from_secs(60);
-/// What a record takes beside the texts of its person and its mailbox, in bytes: the structs, the maps' own share, and
-/// what allocation adds (docs/PERFORMANCE.md, S1).
+/// What a record and its person take in bytes, texts, attributes and what not everybody has left out: the structs, the
+/// maps' own share, and what allocation adds (docs/PERFORMANCE.md, S1).
 const RECORD_BYTES: usize = 900;
 
 /// What a name that is nobody's takes beside its text, in bytes.
@@ -141,7 +141,7 @@ pub struct Record {
 }
 
 /// Accounts by key. Those that no name leads to any more are swept out when the table has grown by a
-/// quarter: until then each keeps its place in memory.
+/// quarter since the last sweep: until then each keeps its place in memory.
 #[derive(Debug, Default)]
 struct Accounts {
     records: Table<Arc<str>, Weak<Record>>,
@@ -198,7 +198,7 @@ impl Empty for Against {
 
 impl Seldom<Against> {
     fn weight(&self) -> usize {
-        if !self.is_there() {
+        if !self.has_room() {
             return 0;
         }
         let refusals = self.refusals.capacity() * size_of::<Refusal>();
@@ -483,6 +483,8 @@ impl Memory {
         }
         state.against.change(|against| {
             against.barred = None;
+            let is_recent = |at: &Instant| learned.now < *at + STAMP_READ_EVERY;
+            against.stamp_read = against.stamp_read.filter(is_recent);
             against.refusals.retain(|refusal| refusal.digest != digest);
             against.former.retain(|former| *former != digest);
         });
@@ -699,7 +701,7 @@ impl Memory {
     /// Forgets everything; how many entries that were, roughly.
     pub fn forget_all(&self) -> usize {
         let all = self.names.len() + self.nobodies.len();
-        let accounts = std::mem::take(&mut self.accounts().records);
+        let accounts = std::mem::take(&mut *self.accounts()).records;
         for record in accounts.values().filter_map(Weak::upgrade) {
             self.forget_account(&record);
         }
@@ -740,8 +742,8 @@ impl Memory {
         record
     }
 
-    /// Lets a name lead to the record, if the record has a place for it. Inserted again each time: the weight follows
-    /// what is known of the person.
+    /// Lets a name lead to the record, if the record has a place for it. Inserted again each time that the directory
+    /// answers about the name: the weight follows what is known of the person, if a little late where it changed meanwhile.
     fn point(&self, name: &str, record: &Arc<Record>) {
         let mut state = record.lock();
         if state.forgotten {
@@ -771,8 +773,13 @@ impl Memory {
 
 impl Accounts {
     fn find_or_make(&mut self, key: String, person: &Arc<Person>) -> Arc<Record> {
-        if let Some(record) = self.records.get(key.as_str()).and_then(Weak::upgrade) {
-            return record;
+        match self.records.get(key.as_str()).map(Weak::upgrade) {
+            Some(Some(record)) => return record,
+            // Its names are gone. The new record and the table share a new text.
+            Some(None) => {
+                self.records.remove(key.as_str());
+            }
+            None => {}
         }
         if self.records.len() >= self.sweep_at {
             self.records.retain(|_, record| record.strong_count() > 0);
@@ -1080,13 +1087,15 @@ impl State {
     }
 
     fn clear_refusals(&mut self) {
-        self.against.change(|against| against.refusals.clear());
+        self.against.change(|against| against.refusals = Vec::new());
     }
 
     fn hit_refusal(&mut self, digest: &Digest) {
         self.against.change(|against| {
-            let mut hit = against.refusals.iter_mut().filter(|refusal| refusal.digest == *digest);
-            hit.next().into_iter().for_each(|refusal| refusal.was_hit = true);
+            let mut refusals = against.refusals.iter_mut();
+            if let Some(refusal) = refusals.find(|refusal| refusal.digest == *digest) {
+                refusal.was_hit = true;
+            }
         });
     }
 
@@ -1143,7 +1152,7 @@ impl State {
     }
 }
 
-/// The bytes of a list that has more than one thing in it.
+/// What a list takes outside its record, in bytes.
 fn spilled<T>(list: &UsuallyOne<T>) -> usize {
     if list.spilled() { list.capacity() * size_of::<T>() } else { 0 }
 }
@@ -1281,19 +1290,30 @@ mod tests {
         fixture.prove("good", 0);
         let record = fixture.record();
         let lean = record.weight();
-        let structs = size_of::<Record>() + size_of::<Person>() + size_of::<Mailbox>();
-        assert!(structs <= lean, "{structs} {lean}");
-        let text = record.lock().names.first().map(|name| Arc::clone(&name.text)).unwrap();
-        assert_eq!(Arc::strong_count(&text), 3, "the record and the table of names share it");
+        assert!(size_of::<Record>() + size_of::<Person>() <= RECORD_BYTES);
 
         fixture.refuse("bad", 1);
+        assert_eq!(fixture.recall("bad", 2), "refused, read stamp");
         let refused = size_of::<Against>() + size_of::<Refusal>();
         assert!(record.weight() >= lean + refused, "{} {lean} {refused}", record.weight());
         fixture.memory.stamp_seen(&record, Stamp::At([2; 16]));
+        assert!(record.weight() > lean, "when the stamp was read is kept in mind");
+        fixture.prove("good", 20);
         assert_eq!(record.weight(), lean, "nothing speaks against anybody any more");
 
-        fixture.prove("new", 2);
+        fixture.prove("new", 21);
         assert!(record.weight() >= lean + 2 * size_of::<Proof>());
+    }
+
+    #[test]
+    fn a_record_and_the_table_of_names_share_the_text_of_a_name() {
+        let fixture = Fixture::new();
+        for seconds in [0, 1] {
+            fixture.prove("good", seconds);
+            let record = fixture.record();
+            let state = record.lock();
+            assert_eq!(Arc::strong_count(&state.names.first().unwrap().text), 2);
+        }
     }
 
     #[test]
@@ -1859,7 +1879,7 @@ mod tests {
         let by_name = fixture.memory.record("fry@x.example").is_some();
         let by_account = fixture.memory.account(&account_key("corp", "1")).is_some();
         assert_eq!(by_name, by_account);
-        assert!(fixture.memory.accounts().records.len() <= 2048);
+        assert!(fixture.memory.accounts().records.len() <= 1024);
     }
 
     #[test]

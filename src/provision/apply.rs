@@ -228,7 +228,9 @@ impl Work {
         if self.transaction.claim_address(&alias, Kind::Alias, id, Origin::Directory).await? {
             return Ok(true);
         }
-        self.mailbox.aliases.change(|aliases| aliases.retain(|it, _| *it != alias));
+        self.mailbox.aliases.change(|aliases| {
+            aliases.remove(&alias);
+        });
         let value = alias.as_str().into();
         self.note(Held { field: Field::Aliases, value, why: Misfit::AddressTaken }).await?;
         Ok(false)

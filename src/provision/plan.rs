@@ -225,7 +225,9 @@ fn update(rules: &Rules, stored: &Mailbox, found: Link, wish: Desired) -> Plan {
     mailbox.link = Some(found);
     if wish.address != stored.address {
         let to = wish.address;
-        mailbox.aliases.change(|aliases| aliases.retain(|alias, _| *alias != to));
+        mailbox.aliases.change(|aliases| {
+            aliases.remove(&to);
+        });
         // Nobody who writes to the old address shall lose mail: it stays until an administrator removes it.
         mailbox.aliases.make().insert(stored.address.clone(), Origin::Admin);
         mailbox.address = to.clone();
@@ -284,6 +286,7 @@ fn merge<T: Ord + Clone + 'static>(
     let removed: Vec<T> =
         set.iter().filter(|(it, origin)| gone(it, **origin)).map(|(it, _)| it.clone()).collect();
     set.change(|set| set.retain(|it, origin| !gone(it, *origin)));
+    // No room is made for nothing.
     if !added.is_empty() {
         set.make().extend(added.iter().map(|it| (it.clone(), Origin::Directory)));
     }

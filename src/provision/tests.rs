@@ -165,10 +165,10 @@ async fn a_first_login_makes_the_mailbox_and_a_second_writes_nothing() {
     assert_eq!((&*mailbox.settings.template, mailbox.settings.quota), ("standard", 5 * GIB));
     assert_eq!(&*mailbox.place.home, "/var/vmail/example.org/fry");
     assert_eq!(site.store.addresses(None, 10).await.unwrap(), ["fry@example.org"]);
-    let again = site.settled(&fry()).await.mailbox;
+    let again = site.login(&fry()).await.mailbox;
     for Mailbox { settings, pinned, aliases, tags, held, .. } in [&mailbox, &again] {
-        let room = [aliases.is_there(), tags.is_there(), settings.extra.is_there()];
-        assert_eq!((room, pinned.is_there(), held.is_there()), ([false; 3], false, false));
+        let room = [aliases.has_room(), tags.has_room(), settings.extra.has_room()];
+        assert_eq!((room, pinned.has_room(), held.has_room()), ([false; 3], false, false));
     }
     assert_eq!(site.store.mailboxes(None, 10).await.unwrap(), [mailbox]);
 }

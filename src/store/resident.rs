@@ -1,7 +1,7 @@
 //! Mailboxes as look-ups need them: one row each, without aliases, tags and notes.
 
 use super::dialect::{Row, statements};
-use super::mailbox::{Link, Mailbox, Place, Provider, Settings};
+use super::mailbox::{Link, Mailbox, Place, Provider, Settings, extra_bytes};
 use super::mailboxes::read;
 use super::{Store, StoreError, within};
 use crate::identity::Address;
@@ -45,8 +45,7 @@ impl Resident {
     #[must_use]
     pub fn weight(&self) -> usize {
         let settings = &self.settings;
-        let extra: usize =
-            settings.extra.iter().map(|(key, value)| key.len() + value.len() + 96).sum();
+        let extra = extra_bytes(&settings.extra);
         let link = self.link.as_ref().map_or(0, |link| link.profile.len() + link.id.len());
         let protocols = settings.protocols.as_str().len();
         500 + extra + link + protocols + settings.display_name.len() + self.place.home.len()
