@@ -13,6 +13,22 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 /// A table that a login looks into: the standard library's hash takes several times as long for a name.
 pub type Table<K, V> = HashMap<K, V, RandomState>;
 
+/// Takes so many entries out of a full map, those of the oldest times first, and whoever has the same time as the last of
+/// them. Entries without a time stay.
+pub(crate) fn forget_oldest<K, V, S, T: Copy + Ord>(
+    map: &mut HashMap<K, V, S>,
+    surplus: usize,
+    time: impl Fn(&V) -> Option<T>,
+) {
+    if surplus == 0 {
+        return;
+    }
+    let mut times: Vec<T> = map.values().filter_map(&time).collect();
+    let Some(last) = times.len().min(surplus).checked_sub(1) else { return };
+    let latest_to_go = *times.select_nth_unstable(last).1;
+    map.retain(|_, value| time(value).is_none_or(|time| time > latest_to_go));
+}
+
 /// The map. Strangers may choose its keys: the hasher has a seed of this process and its full quality.
 pub(crate) struct Bounded<K, V>(Cache<K, Weighed<V>, Bytes, RandomState>);
 

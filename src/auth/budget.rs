@@ -149,21 +149,11 @@ impl Table {
         };
         self.accounts.retain(|_, spent| counts(spent));
         let surplus = self.accounts.len().saturating_sub(MAX_ACCOUNTS - FORGOTTEN_AT_ONCE);
-        if surplus > 0 {
-            // The next so many need not look through the table.
-            self.forget_oldest(surplus);
-        }
+        // Those about whom nothing is being asked. The next so many need not look through the table.
+        cache::forget_oldest(&mut self.accounts, surplus, |spent| {
+            (spent.asking == 0).then(|| spent.wrong.back().copied())
+        });
         self.sweep_at = (self.accounts.len() * 2).min(MAX_ACCOUNTS);
-    }
-
-    /// Forgets so many of those about whom nothing is being asked.
-    fn forget_oldest(&mut self, surplus: usize) {
-        let idle = self.accounts.values().filter(|spent| spent.asking == 0);
-        let mut ages: Vec<_> = idle.map(|spent| spent.wrong.back().copied()).collect();
-        let Some(last) = ages.len().min(surplus).checked_sub(1) else { return };
-        let youngest_to_go = *ages.select_nth_unstable(last).1;
-        self.accounts
-            .retain(|_, spent| spent.asking > 0 || spent.wrong.back().copied() > youngest_to_go);
     }
 
     /// An account that nothing counts against takes no place.

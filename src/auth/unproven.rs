@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::gate::Net;
 use super::memory::Digest;
+use crate::cache;
 
 /// Different passwords within [`WINDOW`].
 const LIMIT: usize = 20;
@@ -177,16 +178,12 @@ fn source(net: &Net, login: &str) -> Source {
     }
 }
 
-/// First those whose time is over; then those who have been quiet for longest, with whoever else was last heard of at the
-/// very same moment.
+/// First those whose time is over; then those who have been quiet for longest.
 fn make_room(sources: &mut HashMap<Source, Vec<Note>>, now: Instant) {
     let last = |notes: &[Note]| notes.last().map(|note| note.at);
     sources.retain(|_, notes| last(notes).is_some_and(|last| now < last + WINDOW));
     let surplus = sources.len().saturating_sub(MAX_SOURCES - FORGOTTEN_AT_ONCE);
-    let Some(index) = surplus.checked_sub(1) else { return };
-    let mut times: Vec<_> = sources.values().map(|notes| last(notes)).collect();
-    let latest_to_go = *times.select_nth_unstable(index).1;
-    sources.retain(|_, notes| last(notes) > latest_to_go);
+    cache::forget_oldest(sources, surplus, |notes| last(notes));
 }
 
 #[cfg(test)]

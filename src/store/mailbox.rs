@@ -322,7 +322,6 @@ impl Mailbox {
     /// Roughly what it takes in memory, in bytes.
     #[must_use]
     pub fn weight(&self) -> usize {
-        let extra = &self.settings.extra;
         let sets = set_bytes::<(Address, Origin)>(self.aliases.len())
             + set_bytes::<(Box<str>, Origin)>(self.tags.len())
             + set_bytes::<Held>(self.held.len())
@@ -331,7 +330,7 @@ impl Mailbox {
         let aliases: usize = self.aliases.keys().map(|alias| 2 * text_bytes(alias.as_str())).sum();
         let tags: usize = self.tags.keys().map(|tag| text_bytes(tag)).sum();
         let held: usize = self.held.iter().map(|held| text_bytes(&held.value)).sum();
-        let fields = extra_bytes(extra);
+        let fields = extra_bytes(&self.settings.extra);
         let place = self.place.home.len();
         let texts = self.address.as_str().len() + self.settings.display_name.len() + place;
         MAILBOX_BYTES + sets + aliases + tags + held + fields + texts
