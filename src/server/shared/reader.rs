@@ -149,10 +149,11 @@ impl Exchange {
         };
         let age = u64::try_from(now).unwrap_or_default().saturating_sub(entry.id.0);
         let age = Duration::from_millis(age);
-        self.metrics.shared_received("counted", u64::try_from(events.len()).unwrap_or(u64::MAX));
+        let learned = u64::try_from(events.len()).unwrap_or(u64::MAX);
         for (news, ago) in events {
             self.learn(news, age.saturating_add(ago));
         }
+        self.metrics.shared_received("counted", learned);
     }
 
     fn learn(&self, news: News, ago: Duration) {
