@@ -1,6 +1,6 @@
 //! How many questions may be under way at all (login.md Q-4). Each directory bounds its own; this bounds what waits for the
 //! store before it is known which directory to ask, so that a morning storm is told "later" at once and not that the store
-//! is gone.
+//! is gone; and no more of a crowd are let in than the directories have room and time for, for each costs a look into the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,23 +12,32 @@ use crate::config::directory::Directory;
 /// Questions under way where the directories' queues are short. The store answers some thousands in a second.
 const LEAST_PLACES: usize = 4096;
 
-/// How many places there are. Names that memory does not know have half of them.
+/// How many places there are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Places(usize);
+pub(super) struct Places {
+    all: usize,
+    /// Of them for names that memory does not know.
+    strangers: usize,
+}
 
 impl Places {
-    /// Half of them are room for all that the directories' queues may hold: after a restart nobody is known.
-    pub(super) fn new(config: &Config) -> Self {
+    /// All that there can ever be. Half of them are room for all that the directories' queues may hold: after a restart
+    /// nobody is known.
+    pub(super) fn all(config: &Config) -> usize {
         // Beside the queue names that are new to the store have a line half as long.
         let room = |it: &Directory| it.queue + it.queue / 2 + it.bind_connections;
-        let queues = config.directory.values().map(room);
-        Self(LEAST_PLACES.max(2 * queues.sum::<usize>()))
+        LEAST_PLACES.max(2 * config.directory.values().map(room).sum::<usize>())
+    }
+
+    /// `room`: how many the directories can answer in time, as things are now.
+    pub(super) fn new(all: usize, room: usize) -> Self {
+        Self { all, strangers: room.clamp(LEAST_PLACES / 2, all / 2) }
     }
 
     const fn of(self, standing: Standing) -> usize {
         match standing {
-            Standing::Known => self.0,
-            Standing::Stranger => self.0 / 2,
+            Standing::Known => self.all,
+            Standing::Stranger => self.strangers,
         }
     }
 }
@@ -90,7 +99,7 @@ mod tests {
 
     #[test]
     fn strangers_fill_half_of_the_places_and_leave_them_again() {
-        let (admission, places) = (Admission::default(), Places(4));
+        let (admission, places) = (Admission::default(), Places { all: 4, strangers: 2 });
         let enter = |standing| admission.enter(standing, places);
         let strangers: Vec<_> = (0..3).map_while(|_| enter(Standing::Stranger)).collect();
         assert_eq!(strangers.len(), 2);
@@ -106,12 +115,15 @@ mod tests {
     }
 
     #[test]
-    fn strangers_may_fill_what_the_directories_let_wait() {
-        let places = |queue| {
+    fn strangers_may_fill_what_the_directories_have_room_for() {
+        let all = |queue| {
             let directory = Directory { queue, bind_connections: 32, ..Directory::default() };
             let directory = [("corp".to_owned(), directory)].into();
-            Places::new(&Config { directory, ..Config::default() }).of(Standing::Stranger)
+            Places::all(&Config { directory, ..Config::default() })
         };
-        assert_eq!([places(256), places(10_000)], [2048, 15_032]);
+        let strangers = |all, room| Places::new(all, room).of(Standing::Stranger);
+        assert_eq!([all(256), all(10_000)], [4096, 30_064]);
+        assert_eq!(strangers(4096, 288), 2048);
+        assert_eq!([300, 6000, 15_032].map(|room| strangers(30_064, room)), [2048, 6000, 15_032]);
     }
 }

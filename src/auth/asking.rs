@@ -101,7 +101,7 @@ impl Authenticator {
             return settled;
         };
         let standing = if record.is_some() { Standing::Known } else { Standing::Stranger };
-        let Some(place) = self.admission.enter(standing, setup.places) else {
+        let Some(place) = self.admission.enter(standing, setup.places()) else {
             let settled = later(Reason::Busy, None);
             self.close_note(&settled, (&net, &name, &digest));
             lead.settle(settled.clone());

@@ -110,7 +110,8 @@ pub struct Setup {
     /// Grows with each reload (login.md M-9). Never 0.
     generation: u64,
     terms: Terms,
-    places: Places,
+    /// Places for questions that there are at most.
+    places: usize,
     /// One-time-password profiles and the like: nothing is remembered.
     remember: BTreeMap<String, bool>,
     /// `auth.wrong_binds` of each directory: how many, in which time.
@@ -137,7 +138,7 @@ impl Setup {
                 refused: config.memory.refused.0,
                 absent: config.memory.absent.0,
             },
-            places: Places::new(config),
+            places: Places::all(config),
             remember: config
                 .directory
                 .iter()
@@ -172,6 +173,12 @@ impl Setup {
             return None;
         }
         Some(Versions { rules: self.generation, profile: profile.epoch() })
+    }
+
+    /// For questions, as things are now.
+    fn places(&self) -> Places {
+        let directories = self.directories.iter().filter(|profile| profile.takes_logins());
+        Places::new(self.places, directories.map(|profile| profile.room(self.deadline)).sum())
     }
 
     fn remembers(&self, person: &Person) -> bool {
@@ -311,7 +318,7 @@ impl Authenticator {
                 None
             }
             // A crowd at the door hears so before a question is made of it, which costs much more.
-            Recall::Nothing if self.admission.is_full(Standing::Stranger, setup.places) => {
+            Recall::Nothing if self.admission.is_full(Standing::Stranger, setup.places()) => {
                 let digest = self.memory.digest(name, &attempt.password);
                 let is_asked = self.flights.is_asked(name, digest, setup.generation);
                 (!is_asked).then(|| Verdict::Unavailable(Later::new(Reason::Busy)))

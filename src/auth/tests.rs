@@ -6,6 +6,7 @@ use tokio_util::task::TaskTracker;
 
 use super::memory::{Learned, Seen};
 use super::*;
+use crate::config::directory::{Directory, Search};
 use crate::metrics::DoorName;
 use crate::secret::Password;
 
@@ -46,7 +47,7 @@ impl Authenticator {
 
     /// All places for names that memory does not know; they are free again when this is dropped.
     pub(crate) fn take_places(&self) -> Vec<impl Sized + use<>> {
-        let places = self.setup().places;
+        let places = self.setup().places();
         std::iter::from_fn(|| self.admission.enter(Standing::Stranger, places)).collect()
     }
 }
@@ -85,6 +86,27 @@ fn at_once(core: &Arc<Authenticator>, login: &str) -> Option<&'static str> {
         Verdict::Reject(_) => "refuse",
         Verdict::Unavailable(later) => later.reason.as_str(),
     })
+}
+
+#[tokio::test]
+async fn strangers_have_the_places_that_directories_with_logins_have_room_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = Config::default();
+    config.store.url = format!("sqlite://{}", directory.path().join("gatepost.db").display());
+    let people = Search { base: "dc=example,dc=org".into(), ..Search::default() };
+    let mut corp = Directory {
+        hosts: vec!["127.0.0.1".into()],
+        anonymous: true,
+        search: [("people".to_owned(), people)].into(),
+        queue: 3000,
+        ..Directory::default()
+    };
+    config.directory.insert("corp".into(), corp.clone());
+    corp.auth.enabled = false;
+    config.directory.insert("only-sync".into(), corp);
+    let core = Authenticator::over(Store::open(&config.store).await.unwrap(), &config);
+
+    assert_eq!(core.take_places().len(), 3032);
 }
 
 #[tokio::test]

@@ -67,8 +67,8 @@ pub struct Directory {
     pub search_connections: usize,
     /// Connections for checking passwords, one bind at a time each, opened as needed.
     pub bind_connections: usize,
-    /// Attempts waiting for a connection; beyond: "later". To take in a crowd after a restart: as many as the directory
-    /// answers in the seconds that clients wait; each takes up to 20 kB of memory meanwhile.
+    /// Attempts waiting for a connection; beyond: "later". A larger one takes in a crowd after a restart: no more wait than the
+    /// directory answers within `login.deadline`, and each takes up to 20 kB of memory meanwhile.
     pub queue: usize,
     /// Connections older than this are replaced.
     pub connection_max_age: Span,

@@ -2,7 +2,7 @@
 //! connections for checking passwords (one bind at a time each), failover in the order of preference, and the gate
 //! that bounds how many attempts are at work or wait.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -150,87 +150,191 @@ fn busy(host: &Host, code: u32, text: &str) -> Failure {
 /// How many attempts may be at work, and how many may wait (login.md Q-4).
 #[derive(Debug)]
 pub(super) struct Gate {
-    slots: Arc<Semaphore>,
-    newcomer_slots: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    newcomers_waiting: AtomicUsize,
-    queue: usize,
-    places: usize,
+    all: Lane,
+    newcomers: Lane,
 }
 
 /// Leave to ask; gives its place back when dropped.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    _slot: OwnedSemaphorePermit,
-    _newcomer_slot: Option<OwnedSemaphorePermit>,
+    slot: Slot,
+    newcomer: Option<Slot>,
 }
 
 impl Gate {
     pub(super) fn new(places: usize, queue: usize) -> Self {
-        let places = places.max(1);
-        Self {
-            slots: Arc::new(Semaphore::new(places)),
-            newcomer_slots: Arc::new(Semaphore::new((places / 2).max(1))),
-            waiting: AtomicUsize::new(0),
-            newcomers_waiting: AtomicUsize::new(0),
-            queue,
-            places,
-        }
+        Self { all: Lane::new(places, queue), newcomers: Lane::new(places / 2, queue / 2) }
     }
 
     /// Waits for a place until the deadline. Cancel-safe.
     pub(super) async fn enter(&self, share: Share, deadline: Instant) -> Result<Ticket, Trouble> {
-        let newcomer_slot = match share {
+        let newcomer = match share {
             Share::Background => return self.enter_if_idle(),
             Share::Known => None,
-            Share::Newcomer => {
-                let line = (&self.newcomers_waiting, self.queue / 2);
-                Some(self.take(&self.newcomer_slots, line, deadline).await?)
-            }
+            Share::Newcomer => Some(self.newcomers.take(deadline).await?),
         };
-        let slot = self.take(&self.slots, (&self.waiting, self.queue), deadline).await?;
-        Ok(Ticket { _slot: slot, _newcomer_slot: newcomer_slot })
+        let slot = self.all.take(deadline).await?;
+        Ok(Ticket { slot, newcomer })
+    }
+
+    /// How many may be at work or wait, to be answered in so much time. Who waits already takes nobody's room.
+    pub(super) fn room(&self, time: Duration) -> usize {
+        let line = self.all.line_within(time).max(self.all.waiting.load(Ordering::Relaxed));
+        let newcomers = self.newcomers.waiting.load(Ordering::Relaxed);
+        self.all.places.saturating_add(line).saturating_add(newcomers)
     }
 
     /// A place that nobody will miss: half of all stay free beside it.
     fn enter_if_idle(&self) -> Result<Ticket, Trouble> {
-        let is_idle = self.slots.available_permits() > self.places / 2;
-        match Arc::clone(&self.slots).try_acquire_owned() {
-            Ok(slot) if is_idle => Ok(Ticket { _slot: slot, _newcomer_slot: None }),
+        let is_idle = self.all.free.available_permits() > self.all.places / 2;
+        match self.all.take_free() {
+            Some(slot) if is_idle => Ok(Ticket { slot, newcomer: None }),
             _ => Err(Trouble { why: Why::Busy, detail: "no connection to spare".into() }),
         }
     }
+}
 
-    async fn take(
-        &self,
-        slots: &Arc<Semaphore>,
-        (waiting, limit): (&AtomicUsize, usize),
-        deadline: Instant,
-    ) -> Result<OwnedSemaphorePermit, Trouble> {
-        if let Ok(permit) = Arc::clone(slots).try_acquire_owned() {
-            return Ok(permit);
+impl Ticket {
+    /// The directory has answered: what that took tells those who wait how long they will.
+    pub(super) fn answered(self) {
+        for slot in self.newcomer.iter().chain([&self.slot]) {
+            slot.held.learn(clock::now().saturating_duration_since(slot.since));
         }
-        let _line = Line::join(waiting, limit).ok_or_else(|| Trouble {
+    }
+}
+
+/// Places, and the line of those who wait for one, first come first served.
+#[derive(Debug)]
+struct Lane {
+    free: Arc<Semaphore>,
+    places: usize,
+    waiting: AtomicUsize,
+    queue: usize,
+    held: Arc<Held>,
+}
+
+impl Lane {
+    fn new(places: usize, queue: usize) -> Self {
+        let places = places.max(1);
+        Self {
+            free: Arc::new(Semaphore::new(places)),
+            places,
+            waiting: AtomicUsize::new(0),
+            queue,
+            held: Arc::default(),
+        }
+    }
+
+    /// Waits for a place until so long before the deadline that time is left to use it. Whose turn would come later than
+    /// that hears so at once: first come, first served, and so in a crowd that is too large all would else be served with
+    /// their last moment gone.
+    async fn take(&self, deadline: Instant) -> Result<Slot, Trouble> {
+        if let Some(slot) = self.take_free() {
+            return Ok(slot);
+        }
+        let line = Line::join(&self.waiting, self.queue).ok_or_else(|| Trouble {
             why: Why::Busy,
-            detail: format!("{limit} attempts are waiting already"),
+            detail: format!("{} attempts are waiting already", self.queue),
         })?;
-        match timeout_at(deadline.into(), Arc::clone(slots).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
+        let left = || deadline.saturating_duration_since(clock::now());
+        let time = left();
+        if line.number > self.line_within(time) {
+            return Err(Trouble {
+                why: Why::Busy,
+                detail: format!(
+                    "{} attempts are waiting, more than there is time for",
+                    line.number
+                ),
+            });
+        }
+        match timeout_at(deadline.into(), Arc::clone(&self.free).acquire_owned()).await {
+            // Nothing may have been known when the wait began.
+            Ok(Ok(permit)) if left() >= self.held.reserve(time) => Ok(self.begin(permit)),
             _ => Err(Trouble {
                 why: Why::Deadline,
                 detail: "the time was up before a connection was free".into(),
             }),
         }
     }
+
+    /// How long the line may be for the last of it to be served in so much time.
+    fn line_within(&self, time: Duration) -> usize {
+        // A quarter is left for what nobody can foresee.
+        let wait = time.saturating_sub(self.held.reserve(time)).min(time * 3 / 4);
+        let average = self.held.average().as_nanos();
+        if average == 0 {
+            return self.queue;
+        }
+        let places = u128::try_from(self.places).unwrap_or(u128::MAX);
+        let line = places.saturating_mul(wait.as_nanos()).div_ceil(average);
+        usize::try_from(line).map_or(self.queue, |line| line.min(self.queue))
+    }
+
+    fn take_free(&self) -> Option<Slot> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        if self.free.available_permits() + 1 >= self.places {
+            // Nobody else is here: what the last ones needed says nothing any more.
+            self.held.forget();
+        }
+        Some(self.begin(permit))
+    }
+
+    fn begin(&self, permit: OwnedSemaphorePermit) -> Slot {
+        Slot { _permit: permit, held: Arc::clone(&self.held), since: clock::now() }
+    }
 }
 
-/// A place in a waiting line.
-struct Line<'a>(&'a AtomicUsize);
+/// A place; dropping it gives it to whoever waits first.
+#[derive(Debug)]
+struct Slot {
+    _permit: OwnedSemaphorePermit,
+    held: Arc<Held>,
+    since: Instant,
+}
+
+/// How long a place is held, as the last ones were; 0 ns: not known.
+#[derive(Debug, Default)]
+struct Held(AtomicU64);
+
+impl Held {
+    /// Of about so many.
+    const LAST: u64 = 64;
+
+    fn average(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+
+    /// What of so much time is needed to use a place. Half of it may be waited for one, however slow the last ones were.
+    fn reserve(&self, time: Duration) -> Duration {
+        self.average().min(time / 2)
+    }
+
+    fn learn(&self, time: Duration) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let average = self.0.load(Ordering::Relaxed);
+        let average = match average {
+            0 => time,
+            _ => average - average / Self::LAST + time / Self::LAST,
+        };
+        // What another learns at the same moment may be lost.
+        self.0.store(average, Ordering::Relaxed);
+    }
+
+    fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A number in a waiting line: 1 is the first.
+struct Line<'a> {
+    number: usize,
+    waiting: &'a AtomicUsize,
+}
 
 impl<'a> Line<'a> {
     fn join(waiting: &'a AtomicUsize, limit: usize) -> Option<Self> {
         let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let line = Self(waiting);
+        let line = Self { number: before.saturating_add(1), waiting };
         // Dropping the line counts down again.
         (before < limit).then_some(line)
     }
@@ -238,12 +342,14 @@ impl<'a> Line<'a> {
 
 impl Drop for Line<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinSet;
+
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(50);
@@ -257,6 +363,123 @@ mod tests {
 
         assert_eq!(enter(Share::Background).await.unwrap_err().why, Why::Busy);
         assert!(enter(Share::Known).await.is_ok());
+    }
+
+    /// A hundred come at once and work for a second each. The seconds that those have left who are served, and why others
+    /// are not.
+    async fn crowd(gate: &Arc<Gate>, time: Duration) -> (Vec<u64>, Vec<Why>) {
+        let deadline = clock::now() + time;
+        let mut all = JoinSet::new();
+        for _ in 0..100 {
+            let gate = Arc::clone(gate);
+            all.spawn(async move {
+                let ticket = gate.enter(Share::Known, deadline).await?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                ticket.answered();
+                Ok::<_, Trouble>(deadline.saturating_duration_since(clock::now()).as_secs())
+            });
+        }
+        let (mut left, mut why) = (Vec::new(), Vec::new());
+        for result in all.join_all().await {
+            match result {
+                Ok(time) => left.push(time),
+                Err(trouble) => why.push(trouble.why),
+            }
+        }
+        (left, why)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_turn_comes_too_late_hears_so_at_once() {
+        let gate = Arc::new(Gate::new(2, 1000));
+        // Two are at work, and what is known of the last ones is that they took a second each.
+        let busy = [gate.all.take_free().unwrap(), gate.all.take_free().unwrap()];
+        gate.all.held.learn(Duration::from_secs(1));
+        let begun = clock::now();
+        let ((left, why), ()) = tokio::join!(crowd(&gate, Duration::from_secs(6)), async {
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            drop(busy);
+        });
+
+        // Two places for three quarters of six seconds; the last begins at 4.9 s.
+        assert_eq!(left, [4, 4, 3, 3, 2, 2, 1, 1, 0]);
+        assert_eq!(why, vec![Why::Busy; 91]);
+        assert_eq!(clock::now() - begun, Duration::from_millis(5900));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_begins_with_less_time_than_an_answer_takes() {
+        let gate = Arc::new(Gate::new(2, 1000));
+
+        // All of them join the line before the first answer shows how long it takes.
+        let (left, why) = crowd(&gate, Duration::from_millis(5500)).await;
+
+        assert_eq!(left, [4, 4, 3, 3, 2, 2, 1, 1, 0, 0]);
+        assert_eq!(why, vec![Why::Deadline; 90]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_answers_tell_how_long_one_takes() {
+        let gate = Gate::new(2, 2);
+        let enter = || gate.enter(Share::Newcomer, clock::now() + SHORT);
+        let known = || [&gate.newcomers, &gate.all].map(|lane| lane.held.average().as_secs());
+        let _other = gate.enter(Share::Known, clock::now() + SHORT).await.unwrap();
+
+        let ticket = enter().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        drop(ticket);
+        assert_eq!(known(), [0, 0]);
+
+        let ticket = enter().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        ticket.answered();
+        assert_eq!(known(), [3, 3]);
+    }
+
+    #[test]
+    fn there_is_room_for_as_many_as_are_served_in_time_and_the_queue_holds() {
+        let gate = Gate::new(10, 1000);
+        let room = |seconds| gate.room(Duration::from_secs(seconds));
+        assert_eq!(room(8), 1010, "nothing is known");
+        gate.all.held.learn(Duration::from_millis(100));
+        assert_eq!([room(8), room(4), room(80)], [610, 310, 1010]);
+
+        // Half of the time may be waited, however slow the last ones were.
+        gate.all.held.forget();
+        gate.all.held.learn(Duration::from_secs(10));
+        assert_eq!([room(8), room(0)], [14, 10]);
+
+        // A directory that became slow while many waited does not take the others' room.
+        let lines = [(&gate.all, 100), (&gate.newcomers, 50)];
+        let _waiting: Vec<_> = lines
+            .iter()
+            .flat_map(|(lane, many)| (0..*many).map(|_| Line::join(&lane.waiting, 1000).unwrap()))
+            .collect();
+        assert_eq!(room(8), 160);
+    }
+
+    #[test]
+    fn what_is_known_is_how_the_last_ones_were() {
+        let held = Held::default();
+        held.learn(Duration::from_secs(5));
+        assert_eq!(held.average(), Duration::from_secs(5));
+
+        (0..500).for_each(|_| held.learn(Duration::from_millis(10)));
+
+        let average = held.average();
+        assert!(average < Duration::from_millis(13), "{average:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_gate_forgets_how_slow_the_last_ones_were() {
+        let lane = Arc::new(Lane::new(1, 1000));
+        lane.held.learn(Duration::from_secs(60));
+
+        let place = lane.take_free().unwrap();
+        let deadline = clock::now() + Duration::from_secs(6);
+        let (waited, ()) = tokio::join!(lane.take(deadline), async { drop(place) });
+
+        assert!(waited.is_ok(), "{waited:?}");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! One configured directory: finds people and checks passwords. The rules are login.md and table B.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout_at;
 
@@ -206,7 +206,7 @@ impl Profile {
             deadline: question.deadline,
             leave: question.leave,
         };
-        let _ticket = match self.enter(question.share, question.deadline).await {
+        let ticket = match self.enter(question.share, question.deadline).await {
             Ok(ticket) => ticket,
             Err(trouble) => return trouble.into(),
         };
@@ -214,6 +214,10 @@ impl Profile {
         let answer = Box::pin(self.answer(&asked)).await;
         if let Some(leave) = &asked.leave {
             leave.heard(&answer);
+        }
+        // How long it took to hear nothing says nothing.
+        if !matches!(answer, Answer::Trouble(_)) {
+            ticket.answered();
         }
         answer
     }
@@ -264,6 +268,12 @@ impl Profile {
     #[must_use]
     pub fn grace_allowed(&self, now: Instant) -> bool {
         self.pool.grace_allowed(now)
+    }
+
+    /// How many attempts may be at work or wait, to be answered in so much time, as far as the last ones show.
+    #[must_use]
+    pub fn room(&self, time: Duration) -> usize {
+        self.gate.room(time)
     }
 
     /// Whether all servers are given up for now: asking would only fail.
