@@ -237,8 +237,7 @@ impl Lane {
             detail: format!("{} attempts are waiting already", self.queue),
         })?;
         let left = || deadline.saturating_duration_since(clock::now());
-        let time = left();
-        if line.number > self.line_within(time) {
+        if line.number > self.line_within(left()) {
             return Err(Trouble {
                 why: Why::Busy,
                 detail: format!(
@@ -249,24 +248,24 @@ impl Lane {
         }
         match timeout_at(deadline.into(), Arc::clone(&self.free).acquire_owned()).await {
             // Nothing may have been known when the wait began.
-            Ok(Ok(permit)) if left() >= self.held.reserve(time) => Ok(self.begin(permit)),
+            Ok(Ok(permit)) if left() >= self.held.average() => Ok(self.begin(permit)),
             _ => Err(Trouble {
                 why: Why::Deadline,
-                detail: "the time was up before a connection was free".into(),
+                detail: "too little time was left before a connection was free".into(),
             }),
         }
     }
 
     /// How long the line may be for the last of it to be served in so much time.
     fn line_within(&self, time: Duration) -> usize {
-        // A quarter is left for what nobody can foresee.
-        let wait = time.saturating_sub(self.held.reserve(time)).min(time * 3 / 4);
-        let average = self.held.average().as_nanos();
-        if average == 0 {
+        let average = self.held.average();
+        if average.is_zero() {
             return self.queue;
         }
+        // A quarter is left for what nobody can foresee.
+        let wait = time.saturating_sub(average) * 3 / 4;
         let places = u128::try_from(self.places).unwrap_or(u128::MAX);
-        let line = places.saturating_mul(wait.as_nanos()).div_ceil(average);
+        let line = places.saturating_mul(wait.as_nanos()).div_ceil(average.as_nanos());
         usize::try_from(line).map_or(self.queue, |line| line.min(self.queue))
     }
 
@@ -302,11 +301,6 @@ impl Held {
 
     fn average(&self) -> Duration {
         Duration::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-
-    /// What of so much time is needed to use a place. Half of it may be waited for one, however slow the last ones were.
-    fn reserve(&self, time: Duration) -> Duration {
-        self.average().min(time / 2)
     }
 
     fn learn(&self, time: Duration) {
@@ -401,10 +395,10 @@ mod tests {
             drop(busy);
         });
 
-        // Two places for three quarters of six seconds; the last begins at 4.9 s.
-        assert_eq!(left, [4, 4, 3, 3, 2, 2, 1, 1, 0]);
-        assert_eq!(why, vec![Why::Busy; 91]);
-        assert_eq!(clock::now() - begun, Duration::from_millis(5900));
+        // Two places for three quarters of five seconds; the last begin at 3.9 s.
+        assert_eq!(left, [4, 4, 3, 3, 2, 2, 1, 1]);
+        assert_eq!(why, vec![Why::Busy; 92]);
+        assert_eq!(clock::now() - begun, Duration::from_millis(4900));
     }
 
     #[tokio::test(start_paused = true)]
@@ -442,12 +436,12 @@ mod tests {
         let room = |seconds| gate.room(Duration::from_secs(seconds));
         assert_eq!(room(8), 1010, "nothing is known");
         gate.all.held.learn(Duration::from_millis(100));
-        assert_eq!([room(8), room(4), room(80)], [610, 310, 1010]);
+        assert_eq!([room(8), room(4), room(80)], [603, 303, 1010]);
 
-        // Half of the time may be waited, however slow the last ones were.
+        // Nobody need wait for an answer that would come too late.
         gate.all.held.forget();
         gate.all.held.learn(Duration::from_secs(10));
-        assert_eq!([room(8), room(0)], [14, 10]);
+        assert_eq!([room(20), room(10), room(0)], [18, 10, 10]);
 
         // A directory that became slow while many waited does not take the others' room.
         let lines = [(&gate.all, 100), (&gate.newcomers, 50)];

@@ -215,8 +215,12 @@ impl Profile {
         if let Some(leave) = &asked.leave {
             leave.heard(&answer);
         }
-        // How long it took to hear nothing says nothing.
-        if !matches!(answer, Answer::Trouble(_)) {
+        // How long it took to hear nothing of the directory says nothing.
+        let is_its_answer = !matches!(
+            answer,
+            Answer::Trouble(_) | Answer::Withheld { .. } | Answer::Odd { .. } | Answer::Ours { .. }
+        );
+        if is_its_answer {
             ticket.answered();
         }
         answer
