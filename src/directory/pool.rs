@@ -177,6 +177,16 @@ impl Gate {
         Ok(Ticket { slot, newcomer })
     }
 
+    /// The directory has answered: what that took tells those who wait how long they will.
+    pub(super) fn answered(&self, ticket: Ticket) {
+        let now = clock::now();
+        let held = |slot: &Slot| now.saturating_duration_since(slot.since);
+        self.all.held.learn(held(&ticket.slot));
+        if let Some(newcomer) = &ticket.newcomer {
+            self.newcomers.held.learn(held(newcomer));
+        }
+    }
+
     /// How many may be at work or wait, to be answered in so much time. Who waits already takes nobody's room.
     pub(super) fn room(&self, time: Duration) -> usize {
         let line = self.all.line_within(time).max(self.all.waiting.load(Ordering::Relaxed));
@@ -194,15 +204,6 @@ impl Gate {
     }
 }
 
-impl Ticket {
-    /// The directory has answered: what that took tells those who wait how long they will.
-    pub(super) fn answered(self) {
-        for slot in self.newcomer.iter().chain([&self.slot]) {
-            slot.held.learn(clock::now().saturating_duration_since(slot.since));
-        }
-    }
-}
-
 /// Places, and the line of those who wait for one, first come first served.
 #[derive(Debug)]
 struct Lane {
@@ -210,7 +211,7 @@ struct Lane {
     places: usize,
     waiting: AtomicUsize,
     queue: usize,
-    held: Arc<Held>,
+    held: Held,
 }
 
 impl Lane {
@@ -221,12 +222,12 @@ impl Lane {
             places,
             waiting: AtomicUsize::new(0),
             queue,
-            held: Arc::default(),
+            held: Held::default(),
         }
     }
 
-    /// Waits for a place until so long before the deadline that time is left to use it. Whose turn would come later than
-    /// that hears so at once: first come, first served, and so in a crowd that is too large all would else be served with
+    /// Waits for a place until the deadline, and takes none without time left to use it. Whose turn would come too late
+    /// hears so at once: first come, first served, and so in a crowd that is too large all would else be served with
     /// their last moment gone.
     async fn take(&self, deadline: Instant) -> Result<Slot, Trouble> {
         if let Some(slot) = self.take_free() {
@@ -248,7 +249,7 @@ impl Lane {
         }
         match timeout_at(deadline.into(), Arc::clone(&self.free).acquire_owned()).await {
             // Nothing may have been known when the wait began.
-            Ok(Ok(permit)) if left() >= self.held.average() => Ok(self.begin(permit)),
+            Ok(Ok(permit)) if left() >= self.held.average() => Ok(Slot::begin(permit)),
             _ => Err(Trouble {
                 why: Why::Deadline,
                 detail: "too little time was left before a connection was free".into(),
@@ -275,11 +276,7 @@ impl Lane {
             // Nobody else is here: what the last ones needed says nothing any more.
             self.held.forget();
         }
-        Some(self.begin(permit))
-    }
-
-    fn begin(&self, permit: OwnedSemaphorePermit) -> Slot {
-        Slot { _permit: permit, held: Arc::clone(&self.held), since: clock::now() }
+        Some(Slot::begin(permit))
     }
 }
 
@@ -287,8 +284,13 @@ impl Lane {
 #[derive(Debug)]
 struct Slot {
     _permit: OwnedSemaphorePermit,
-    held: Arc<Held>,
     since: Instant,
+}
+
+impl Slot {
+    fn begin(permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: permit, since: clock::now() }
+    }
 }
 
 /// How long a place is held, as the last ones were; 0 ns: not known.
@@ -369,7 +371,7 @@ mod tests {
             all.spawn(async move {
                 let ticket = gate.enter(Share::Known, deadline).await?;
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                ticket.answered();
+                gate.answered(ticket);
                 Ok::<_, Trouble>(deadline.saturating_duration_since(clock::now()).as_secs())
             });
         }
@@ -426,7 +428,7 @@ mod tests {
 
         let ticket = enter().await.unwrap();
         tokio::time::sleep(Duration::from_secs(3)).await;
-        ticket.answered();
+        gate.answered(ticket);
         assert_eq!(known(), [3, 3]);
     }
 

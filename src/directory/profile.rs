@@ -221,7 +221,7 @@ impl Profile {
             Answer::Trouble(_) | Answer::Withheld { .. } | Answer::Odd { .. } | Answer::Ours { .. }
         );
         if is_its_answer {
-            ticket.answered();
+            self.gate.answered(ticket);
         }
         answer
     }
