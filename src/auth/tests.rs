@@ -30,8 +30,13 @@ impl Authenticator {
     /// One with an empty store and no directory.
     pub(crate) async fn alone(directory: &tempfile::TempDir) -> Arc<Self> {
         let mut config = Config::default();
-        config.store.url = format!("sqlite://{}", directory.path().join("gatepost.db").display());
         config.domain.insert("example.org".into(), Default::default());
+        Self::configured(config, directory).await
+    }
+
+    /// One with an empty store.
+    async fn configured(mut config: Config, directory: &tempfile::TempDir) -> Arc<Self> {
+        config.store.url = format!("sqlite://{}", directory.path().join("gatepost.db").display());
         Self::over(Store::open(&config.store).await.unwrap(), &config)
     }
 
@@ -92,7 +97,6 @@ fn at_once(core: &Arc<Authenticator>, login: &str) -> Option<&'static str> {
 async fn strangers_have_the_places_that_directories_with_logins_have_room_for() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = Config::default();
-    config.store.url = format!("sqlite://{}", directory.path().join("gatepost.db").display());
     let people = Search { base: "dc=example,dc=org".into(), ..Search::default() };
     let mut corp = Directory {
         hosts: vec!["127.0.0.1".into()],
@@ -104,7 +108,7 @@ async fn strangers_have_the_places_that_directories_with_logins_have_room_for() 
     config.directory.insert("corp".into(), corp.clone());
     corp.auth.enabled = false;
     config.directory.insert("only-sync".into(), corp);
-    let core = Authenticator::over(Store::open(&config.store).await.unwrap(), &config);
+    let core = Authenticator::configured(config, &directory).await;
 
     assert_eq!(core.take_places().len(), 3032);
 }
